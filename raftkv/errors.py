@@ -1,0 +1,105 @@
+"""One tree of errors. Every error of a request says whether the request may have been applied.
+
+``NotApplied``: it certainly was not and never will be, a retry is safe. ``UnknownOutcome``: it may have been, or may
+yet be. ``FatalError`` ends the process: the node cannot go on without risking what it promised.
+"""
+
+from __future__ import annotations
+
+from raftkv.types import NodeId
+
+
+class RaftkvError(Exception):
+    """Root of all errors that raftkv raises on purpose."""
+
+
+class NotApplied(RaftkvError):
+    """The request was refused; it has no effect, now or later."""
+
+
+class UnknownOutcome(RaftkvError):
+    """The request was proposed, and whether it is applied is not known here."""
+
+
+class InvalidRequest(NotApplied):
+    """The request itself is wrong and will be refused again."""
+
+
+class NotLeader(NotApplied):
+    """Only the leader accepts this request.
+
+    Attributes:
+        leader: The member believed to lead.
+        leader_url: Its client URL, None while that is not known.
+    """
+
+    def __init__(self, leader: NodeId, leader_url: str | None) -> None:
+        super().__init__(f"the leader is {leader}")
+        self.leader = leader
+        self.leader_url = leader_url
+
+
+class NoLeader(NotApplied):
+    """No leader is known, or it cannot reach a majority."""
+
+
+class Superseded(NotApplied):
+    """The entry lost its place in the log to one of another leader, so it can never be committed."""
+
+
+class Overloaded(NotApplied):
+    """Too many proposals are waiting."""
+
+
+class StorageLow(NotApplied):
+    """The node's disk is nearly full, so writes are refused before they could fail."""
+
+
+class ShuttingDown(NotApplied):
+    """The node is stopping and takes no new requests."""
+
+
+class Timeout(UnknownOutcome):
+    """The deadline passed before the outcome was known."""
+
+
+class ReadTimeout(NotApplied):
+    """A linearizable read could not be confirmed in time; reads change nothing."""
+
+
+class LeadershipLost(UnknownOutcome):
+    """The node stopped, or lost track of its proposal, before the outcome was known."""
+
+
+class FatalError(RaftkvError):
+    """The node must stop, with this message."""
+
+
+class CorruptData(FatalError):
+    """Something at rest does not check.
+
+    Attributes:
+        file: Path of the file.
+        offset: Byte offset of the fault in it.
+    """
+
+    def __init__(self, file: str, offset: int, reason: str) -> None:
+        super().__init__(f"{file}: corrupt at byte {offset}: {reason}")
+        self.file = file
+        self.offset = offset
+
+
+class ForeignData(FatalError):
+    """The data directory, or a peer, belongs to another cluster or another member."""
+
+
+class StorageFailed(FatalError):
+    """A write or flush failed; what the page cache now holds cannot be trusted, so it is never retried."""
+
+
+class ConfigurationError(FatalError):
+    """The configuration contradicts itself or its surroundings."""
+
+
+class InvariantViolated(FatalError):
+    """A rule of Raft was broken; going on could corrupt data."""
