@@ -1,0 +1,301 @@
+"""The log as the engine sees it, and the records that make it durable.
+
+The journal is pure memory plus a buffer of encoded records; it never touches a disk. Its records leave in batches,
+which another thread writes with ``segments.SegmentedLog``; ``mark_synced`` then says how far they are durable.
+Nothing is ever rewritten: a truncation is a record too (H2), so what was synced stays as it is.
+
+The first item is the base. It stands for everything that is compacted away, and for the engine's own first no-op in
+a log that was never compacted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from raftkv.consensus.messages import Entry
+from raftkv.consensus.records import (
+    LogState,
+    encode_commit,
+    encode_entry_head,
+    encode_hard_state,
+    encode_member_storage,
+    encode_reset,
+    encode_truncate,
+)
+from raftkv.errors import InvariantViolated
+from raftkv.types import Index, Term
+
+_BASE_COMMAND = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records that are to be written together.
+
+    Attributes:
+        data: The encoded records.
+        position: The journal's position after them.
+        state: The log's state after them.
+    """
+
+    data: bytes
+    position: int
+    state: LogState
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredLog:
+    """What was found at rest.
+
+    Attributes:
+        base_index: Last index that the snapshot covers, 1 without a snapshot.
+        base_term: Term of that entry.
+        entries: The entries after the base.
+        state: Term, vote, commit hint and the members' storage ids.
+        segments: (number, highest entry index) of each segment, oldest first.
+        tail_bytes: Valid bytes of the last segment.
+        cut_bytes: Bytes of a torn record behind them.
+        torn_segment: Number of a segment that a crash left without a header; it holds nothing.
+        needs_reset: The log at rest is superseded by the snapshot, which has to be recorded.
+    """
+
+    base_index: Index
+    base_term: Term
+    entries: list[Entry]
+    state: LogState
+    segments: list[tuple[int, int]]
+    tail_bytes: int = 0
+    cut_bytes: int = 0
+    torn_segment: int | None = None
+    needs_reset: bool = False
+
+
+class Journal:
+    """One node's log, term, vote and commit hint. The camel-case methods are the engine's interface.
+
+    Args:
+        recovered: What was found at rest; all of it is durable.
+    """
+
+    def __init__(self, recovered: RecoveredLog) -> None:
+        self._entries: list[Entry] = [
+            (_BASE_COMMAND, recovered.base_index, recovered.base_term),
+            *recovered.entries,
+        ]
+        self._entry_bytes = sum(len(entry[0]) for entry in self._entries)
+        self._term = recovered.state.term
+        self._vote = recovered.state.vote
+        self._member_storage = dict(recovered.state.member_storage)
+        self._commit_index: int = clamp_recovered_commit(recovered.state.commit, self.base_index, self.last_index)
+        self._recorded_commit: int = self._commit_index
+        self._chunks: list[bytes] = []
+        self._position = 0
+        self._taken_position = 0
+        self._synced_position = 0
+        self._durable_index: int = self.last_index
+        self._marks: deque[list[int]] = deque()
+        if recovered.needs_reset:
+            self._record(encode_reset(self.base_index, self.base_term))
+
+    @property
+    def base_index(self) -> Index:
+        """Index of the newest compacted entry."""
+        return Index(self._entries[0][1])
+
+    @property
+    def base_term(self) -> Term:
+        """Term of that entry."""
+        return Term(self._entries[0][2])
+
+    @property
+    def last_index(self) -> Index:
+        """Index of the last entry."""
+        return Index(self._entries[-1][1])
+
+    @property
+    def last_term(self) -> Term:
+        """Term of the last entry."""
+        return Term(self._entries[-1][2])
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of the commands in memory."""
+        return self._entry_bytes
+
+    @property
+    def position(self) -> int:
+        """A number that grows with each record."""
+        return self._position
+
+    @property
+    def synced_position(self) -> int:
+        """The position up to which records are durable."""
+        return self._synced_position
+
+    @property
+    def durable_index(self) -> Index:
+        """The highest index up to which the entries of the present log are durable."""
+        return Index(self._durable_index)
+
+    @property
+    def member_storage(self) -> dict[str, str]:
+        """Known storage ids of the other members, by name."""
+        return dict(self._member_storage)
+
+    def term_at(self, index: Index) -> Term | None:
+        """Return an entry's term, None when it is compacted away or not there."""
+        offset = index - self._entries[0][1]
+        return Term(self._entries[offset][2]) if 0 <= offset < len(self._entries) else None
+
+    def record_member_storage(self, name: str, storage_id: str) -> None:
+        """Remember another member's storage id."""
+        if self._member_storage.get(name) != storage_id:
+            self._member_storage[name] = storage_id
+            self._record(encode_member_storage(name, storage_id))
+
+    def take_batch(self) -> Batch | None:
+        """Return the records since the last call, None when there are none."""
+        if self._position == self._taken_position:
+            return None
+        if self._commit_index != self._recorded_commit:
+            # A hint is worth no sync of its own; it travels with what is written anyway.
+            self._recorded_commit = self._commit_index
+            self._record(encode_commit(self._commit_index))
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._taken_position = self._position
+        self._marks.append([self._position, self.last_index])
+        return Batch(data, self._position, self._state())
+
+    def mark_synced(self, position: int) -> None:
+        """Everything up to a position is durable."""
+        self._synced_position = max(self._synced_position, position)
+        while self._marks and self._marks[0][0] <= position:
+            self._durable_index = self._marks.popleft()[1]
+
+    def compact(self, to_index: Index) -> None:
+        """Forget the entries up to an index, which becomes the base; a snapshot must cover them.
+
+        Raises:
+            InvariantViolated: Some of them are not durable here.
+        """
+        offset = to_index - self.base_index
+        if not 0 <= offset < len(self._entries) or to_index > self._durable_index:
+            raise InvariantViolated(
+                f"compaction to index {to_index} of a log from {self.base_index} to {self.last_index}, "
+                f"durable to {self._durable_index}"
+            )
+        term = self._entries[offset][2]
+        self._entry_bytes -= sum(len(entry[0]) for entry in self._entries[: offset + 1]) - len(_BASE_COMMAND)
+        self._entries[: offset + 1] = [(_BASE_COMMAND, to_index, term)]
+
+    def index_for_tail(self, tail_bytes: int, covered: Index) -> Index:
+        """Return the highest index, at most ``covered``, behind which this many bytes of commands remain."""
+        remaining = 0
+        for command, index, _term in reversed(self._entries):
+            if remaining >= tail_bytes:
+                return Index(min(index, covered))
+            remaining += len(command)
+        return self.base_index
+
+    def reset(self, index: Index, term: Term) -> None:
+        """Replace the whole log by the last entry of a snapshot, which must be durable."""
+        self._entries = [(_BASE_COMMAND, index, term)]
+        self._entry_bytes = len(_BASE_COMMAND)
+        self._durable_index = index
+        for mark in self._marks:
+            mark[1] = index
+        self._commit_index = index
+        self._record(encode_reset(index, term))
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        """Append an entry."""
+        if idx != self._entries[-1][1] + 1:
+            raise InvariantViolated(f"entry {idx} was added after entry {self.last_index}")
+        self._entries.append((command, idx, term))
+        self._entry_bytes += len(command)
+        self._chunks.append(encode_entry_head(command, idx, term))
+        self._record(command)
+
+    def deleteEntriesFrom(self, entryFrom: int) -> None:
+        """Remove the entries from a position of this list on."""
+        if entryFrom >= len(self._entries):
+            return
+        from_index = self._entries[entryFrom][1]
+        if from_index <= max(self._commit_index, self.base_index):
+            raise InvariantViolated(f"truncation from index {from_index}, committed is {self._commit_index}")
+        self._entry_bytes -= sum(len(entry[0]) for entry in self._entries[entryFrom:])
+        del self._entries[entryFrom:]
+        self._durable_index = min(self._durable_index, from_index - 1)
+        for mark in self._marks:
+            mark[1] = min(mark[1], from_index - 1)
+        self._record(encode_truncate(from_index))
+
+    def deleteEntriesTo(self, entryTo: int) -> None:
+        """Compaction by the engine; it is never asked to (H2)."""
+        raise InvariantViolated(f"the engine tried to compact the journal to position {entryTo}")
+
+    def clear(self) -> None:
+        """Removal of everything by the engine; it is never asked to (H9)."""
+        raise InvariantViolated("the engine tried to clear the journal")
+
+    @overload
+    def __getitem__(self, item: int) -> Entry: ...
+    @overload
+    def __getitem__(self, item: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, item: int | slice) -> Entry | Sequence[Entry]:
+        return self._entries[item]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        """Remember the commit index."""
+        self._commit_index = raftCommitIndex
+
+    def getRaftCommitIndex(self) -> int:
+        """Return the commit index."""
+        return self._commit_index
+
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
+        """Remember term and vote."""
+        if (term, votedForNodeId) != (self._term, self._vote):
+            self._term = term
+            self._vote = votedForNodeId
+            self._record(encode_hard_state(term, votedForNodeId))
+
+    def getCurrentTerm(self) -> int:
+        """Return the term."""
+        return self._term
+
+    def getVotedForNodeId(self) -> str | None:
+        """Return who got the vote in it."""
+        return self._vote
+
+    def onOneSecondTimer(self) -> None:
+        """The engine's moment to store its commit index; hints travel with batches instead."""
+
+    def _destroy(self) -> None:
+        """The engine's last call; there is nothing to release."""
+
+    def _record(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._position += 1
+
+    def _state(self) -> LogState:
+        return LogState(
+            self._term,
+            self._vote,
+            self._recorded_commit,
+            self.last_index,
+            self.last_term,
+            dict(self._member_storage),
+        )
+
+
+def clamp_recovered_commit(commit: int, base_index: Index, last_index: Index) -> Index:
+    """Bound a recovered commit hint by the log: entries beyond its end were lost, so they are not committed (H12f)."""
+    return Index(max(base_index, min(commit, last_index)))
