@@ -1,0 +1,1 @@
+"""The replicated store: knows keys and revisions; nothing of Raft or HTTP."""

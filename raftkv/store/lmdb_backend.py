@@ -1,0 +1,314 @@
+"""The store in LMDB: the only module that imports it, and the only one outside ``raftkv.runtime`` with real files.
+
+The environment is never synced while it runs, since the journal is what is durable. After a crash of the process the
+page cache still has everything; after a crash of the machine it has not. A marker beside the data (boot id, clean
+shutdown) tells the two apart, and what cannot be trusted is set aside.
+
+The map is written through (``writemap``), so a page without a disk block behind it would be a SIGBUS on a full disk.
+Blocks are therefore allocated before the map covers them, and a full disk is an error that can be reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import orjson
+
+from raftkv.errors import StorageFailed
+from raftkv.store import long_keys
+from raftkv.store.backend import StoreIsFull
+
+logger = logging.getLogger(__name__)
+
+INITIAL_MAP_BYTES = 67_108_864
+LARGEST_GROWTH_BYTES = 1_073_741_824
+
+_DATA_NAME = "data.mdb"
+_LOCK_NAME = "data.mdb-lock"
+_MARKER_NAME = "marker.json"
+_UNTRUSTED_SUFFIX = ".untrusted"
+
+_NAMED_DATABASES = 16
+_NEXT_RECORD = b"next-record"
+
+
+class LmdbBackend:
+    """One LMDB environment; see ``raftkv.store.backend.Backend``.
+
+    Named databases: ``meta`` (bookkeeping), ``current`` (live keys, and buckets of long ones), ``long`` (records of
+    long keys by number). ``history``, ``leases`` and others can be added beside them without touching these.
+
+    Args:
+        directory: Where the data is, or will be.
+        initial_map_bytes: Size of the map at the start; it grows.
+    """
+
+    def __init__(self, directory: Path, initial_map_bytes: int = INITIAL_MAP_BYTES) -> None:
+        self._directory = directory
+        self._initial_map_bytes = initial_map_bytes
+        self._copying = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        path = self._directory / _DATA_NAME
+        present = path.stat().st_size if path.exists() else 0
+        self._map_bytes = max(self._initial_map_bytes, present)
+        if not present:
+            self._check_free(self._map_bytes)
+        self._environment = lmdb.open(
+            str(path),
+            map_size=self._map_bytes,
+            subdir=False,
+            sync=False,
+            metasync=False,
+            writemap=True,
+            max_dbs=_NAMED_DATABASES,
+            mode=0o600,
+        )
+        # A killed process leaves its readers behind, and pages that they saw could never be used again.
+        self._environment.reader_check()
+        self._allocate(self._map_bytes)
+        self._meta = self._environment.open_db(b"meta")
+        self._current = self._environment.open_db(b"current")
+        self._long = self._environment.open_db(b"long")
+
+    @contextmanager
+    def read(self) -> Iterator[_Transaction]:
+        """Open a view."""
+        with self._environment.begin() as transaction:
+            yield _Transaction(transaction, self._meta, self._current, self._long)
+
+    @contextmanager
+    def write(self) -> Iterator[_Transaction]:
+        """Open a transaction."""
+        try:
+            with self._environment.begin(write=True) as transaction:
+                yield _Transaction(transaction, self._meta, self._current, self._long)
+        except lmdb.MapFullError as error:
+            raise StoreIsFull from error
+
+    def grow(self) -> None:
+        """Make room, after waiting for a copy under way."""
+        larger = self._map_bytes + min(self._map_bytes, LARGEST_GROWTH_BYTES)
+        with self._copying:
+            self._check_free(larger - self._map_bytes)
+            self._allocate(larger)
+            self._environment.set_mapsize(larger)
+        self._map_bytes = larger
+        logger.info("the store's map has grown to %d bytes", larger)
+
+    def grow_early(self) -> None:
+        """Grow when more than half of the map is used, unless a copy or a full disk is in the way."""
+        info = self._environment.info()
+        used = (info["last_pgno"] + 1) * self._environment.stat()["psize"]
+        if 2 * used <= self._map_bytes or self._copying.locked():
+            return
+        try:
+            self.grow()
+        except StorageFailed as error:
+            logger.warning("%s; going on with the room that is left", error)
+
+    def copy_to(self, path: Path) -> None:
+        """Write a compacted copy of a consistent view."""
+        with self._copying:
+            self._environment.copy(str(path), compact=True)
+
+    def replace_by(self, staged: Path) -> None:
+        """Become the copy at ``staged``."""
+        with self._copying:
+            self._environment.close()
+            (self._directory / _LOCK_NAME).unlink(missing_ok=True)
+            staged.replace(self._directory / _DATA_NAME)
+            self._open()
+
+    def close(self) -> None:
+        """Sync, mark the shutdown as clean, and release the environment."""
+        with self._copying:
+            self._environment.sync(True)
+            self._environment.close()
+        marker = read_marker(self._directory)
+        if marker is not None:
+            write_marker(self._directory, Marker(marker.boot_id, clean=True))
+
+    def _check_free(self, needed: int) -> None:
+        stat = os.statvfs(self._directory)
+        free = stat.f_bavail * stat.f_frsize
+        if free < needed:
+            raise StorageFailed(f"the store in {self._directory} needs {needed} more bytes, {free} are free")
+
+    def _allocate(self, size: int) -> None:
+        descriptor = os.open(self._directory / _DATA_NAME, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            raise StorageFailed(f"allocating {size} bytes in {self._directory} failed: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+
+
+class _Transaction:
+    """Reads and writes of one LMDB transaction, long keys included."""
+
+    def __init__(self, transaction: Any, meta: Any, current: Any, long_records: Any) -> None:
+        self._transaction = transaction
+        self._meta = meta
+        self._current = current
+        self._long = long_records
+
+    def get(self, key: bytes) -> bytes | None:
+        record: bytes | None
+        if long_keys.is_direct(key):
+            record = self._transaction.get(key, db=self._current)
+            return record
+        bucket = self._bucket(key)
+        position, found = long_keys.find(bucket, key)
+        return self._long_record(bucket[position][1]) if found else None
+
+    def scan(self, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        start = max(start, prefix)
+        with self._transaction.cursor(db=self._current) as cursor:
+            tree_start = start if long_keys.is_direct(start) else long_keys.bucket_key(start)
+            if not cursor.set_range(tree_start or b"\0"):
+                return
+            for tree_key, data in cursor:
+                for key, record in self._expand(tree_key, data):
+                    if key < start:
+                        continue
+                    if not key.startswith(prefix):
+                        return
+                    yield key, record
+
+    def _expand(self, tree_key: bytes, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if not long_keys.is_bucket(tree_key):
+            yield tree_key, data
+            return
+        shared = tree_key[: long_keys.DIRECT_BYTES]
+        for suffix, number in long_keys.decode_bucket(data):
+            yield shared + suffix, self._long_record(number)
+
+    def get_meta(self, name: bytes) -> bytes | None:
+        value: bytes | None = self._transaction.get(name, db=self._meta)
+        return value
+
+    def put(self, key: bytes, record: bytes) -> None:
+        if long_keys.is_direct(key):
+            self._transaction.put(key, record, db=self._current)
+            return
+        bucket = self._bucket(key)
+        position, found = long_keys.find(bucket, key)
+        if found:
+            number = bucket[position][1]
+        else:
+            number = self._next_record_number()
+            bucket.insert(position, (key[long_keys.DIRECT_BYTES :], number))
+            self._transaction.put(long_keys.bucket_key(key), long_keys.encode_bucket(bucket), db=self._current)
+        self._transaction.put(number.to_bytes(8, "big"), record, db=self._long)
+
+    def delete(self, key: bytes) -> bool:
+        if long_keys.is_direct(key):
+            return bool(self._transaction.delete(key, db=self._current))
+        bucket = self._bucket(key)
+        position, found = long_keys.find(bucket, key)
+        if not found:
+            return False
+        self._transaction.delete(bucket[position][1].to_bytes(8, "big"), db=self._long)
+        del bucket[position]
+        tree_key = long_keys.bucket_key(key)
+        if bucket:
+            self._transaction.put(tree_key, long_keys.encode_bucket(bucket), db=self._current)
+        else:
+            self._transaction.delete(tree_key, db=self._current)
+        return True
+
+    def put_meta(self, name: bytes, value: bytes) -> None:
+        self._transaction.put(name, value, db=self._meta)
+
+    def _bucket(self, key: bytes) -> long_keys.Bucket:
+        return long_keys.decode_bucket(self._transaction.get(long_keys.bucket_key(key), db=self._current))
+
+    def _long_record(self, number: int) -> bytes:
+        record: bytes | None = self._transaction.get(number.to_bytes(8, "big"), db=self._long)
+        assert record is not None, "a bucket names a record that is not there"
+        return record
+
+    def _next_record_number(self) -> int:
+        number = int.from_bytes(self.get_meta(_NEXT_RECORD) or b"\0", "big")
+        self.put_meta(_NEXT_RECORD, (number + 1).to_bytes(8, "big"))
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What a store directory says of its last user.
+
+    Attributes:
+        boot_id: The machine's boot at that time.
+        clean: Whether everything was synced at the end.
+    """
+
+    boot_id: str
+    clean: bool
+
+
+def read_marker(directory: Path) -> Marker | None:
+    """Return a directory's marker; None when there is none, or none that can be read."""
+    try:
+        fields = orjson.loads((directory / _MARKER_NAME).read_bytes())
+        return Marker(str(fields["boot_id"]), fields["clean"] is True)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def write_marker(directory: Path, marker: Marker) -> None:
+    """Put a marker durably into a directory."""
+    aside = directory / f"{_MARKER_NAME}.tmp"
+    with aside.open("wb") as file:
+        file.write(orjson.dumps({"boot_id": marker.boot_id, "clean": marker.clean}))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(directory / _MARKER_NAME)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_trusted(directory: Path, boot_id: str, initial_map_bytes: int = INITIAL_MAP_BYTES) -> LmdbBackend:
+    """Open a store directory, setting data aside that a crash of the machine may have damaged.
+
+    Args:
+        directory: The store's directory, made when missing.
+        boot_id: The machine's present boot.
+        initial_map_bytes: Size of the map at the start.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    data = directory / _DATA_NAME
+    if data.exists():
+        marker = read_marker(directory)
+        if marker is None or not (marker.clean or marker.boot_id == boot_id):
+            logger.warning("the machine was restarted without a clean shutdown: %s is set aside", data)
+            data.replace(directory / (_DATA_NAME + _UNTRUSTED_SUFFIX))
+    (directory / _LOCK_NAME).unlink(missing_ok=True)
+    write_marker(directory, Marker(boot_id, clean=False))
+    return LmdbBackend(directory, initial_map_bytes)
+
+
+@contextmanager
+def open_copy(path: Path) -> Iterator[_Transaction]:
+    """Open a copy of a store for reading."""
+    environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_dbs=_NAMED_DATABASES)
+    try:
+        databases = [environment.open_db(name, create=False) for name in (b"meta", b"current", b"long")]
+        with environment.begin() as transaction:
+            yield _Transaction(transaction, *databases)
+    finally:
+        environment.close()
