@@ -1,0 +1,114 @@
+"""Reads and writes of keys: checks the request, then goes through the log or the read gate."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from raftkv.errors import InvalidRequest
+from raftkv.service.proposer import Proposer
+from raftkv.service.reads import ReadGate
+from raftkv.store.commands import Command, Delete, Put
+from raftkv.store.machine import Refused
+from raftkv.types import (
+    MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
+    Condition,
+    ConditionFailed,
+    Consistency,
+    KeyRange,
+    KeyValue,
+    Read,
+    Revision,
+    Written,
+)
+
+MAX_PAGE_BYTES = 4_194_304
+"""A page of a listing ends once its values reach this size."""
+
+
+class Reader(Protocol):
+    """What reads need of the store."""
+
+    @property
+    def revision(self) -> Revision:
+        """The store's revision."""
+        ...
+
+    def get(self, key: bytes) -> KeyValue | None:
+        """Return a live key."""
+        ...
+
+    def list(self, prefix: bytes, start: bytes, limit: int, *, keys_only: bool, max_bytes: int) -> KeyRange:
+        """Return a page of live keys."""
+        ...
+
+
+class KeyValues:
+    """The key-value service of one node (``raftkv.service.api.KeyValueService``).
+
+    Args:
+        store: The local store.
+        proposer: The way of writes.
+        gate: The way of linearizable reads.
+    """
+
+    def __init__(self, store: Reader, proposer: Proposer, gate: ReadGate) -> None:
+        self._store = store
+        self._proposer = proposer
+        self._gate = gate
+
+    async def put(self, key: bytes, value: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+        """Write a key; return when the write is durable on a majority and applied here."""
+        check_key(key)
+        if len(value) > MAX_VALUE_BYTES:
+            raise InvalidRequest(f"the value has {len(value)} bytes, the limit is {MAX_VALUE_BYTES}")
+        return await self._write(Put(key, value, condition=condition))
+
+    async def delete(self, key: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+        """Delete a key if it exists."""
+        check_key(key)
+        return await self._write(Delete(key, condition=condition))
+
+    async def get(self, key: bytes, consistency: Consistency = Consistency.LINEARIZABLE) -> Read:
+        """Read a key."""
+        check_key(key)
+        if consistency is Consistency.LINEARIZABLE:
+            await self._gate.wait()
+        return Read(self._store.revision, self._store.get(key))
+
+    async def list(
+        self,
+        prefix: bytes,
+        *,
+        start: bytes = b"",
+        limit: int,
+        keys_only: bool = False,
+        consistency: Consistency = Consistency.LINEARIZABLE,
+    ) -> KeyRange:
+        """List the keys that begin with a prefix, from ``start`` on."""
+        for name, key in (("prefix", prefix), ("start", start)):
+            if len(key) > MAX_KEY_BYTES + 1:
+                raise InvalidRequest(f"the {name} has {len(key)} bytes, keys have at most {MAX_KEY_BYTES}")
+        if limit < 1:
+            raise InvalidRequest(f"the limit must be at least 1, not {limit}")
+        if consistency is Consistency.LINEARIZABLE:
+            await self._gate.wait()
+        return self._store.list(prefix, start, limit, keys_only=keys_only, max_bytes=MAX_PAGE_BYTES)
+
+    async def _write(self, command: Command) -> Written | ConditionFailed:
+        result = await self._proposer.submit(command)
+        if isinstance(result, Refused):
+            raise InvalidRequest(result.reason)
+        return result
+
+
+def check_key(key: bytes) -> None:
+    """Refuse a key that is empty or too long.
+
+    Raises:
+        InvalidRequest: It is.
+    """
+    if not key:
+        raise InvalidRequest("the key is empty")
+    if len(key) > MAX_KEY_BYTES:
+        raise InvalidRequest(f"the key has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")

@@ -1,0 +1,224 @@
+"""Group commit: commands that arrive while entries are in flight travel together in the next one.
+
+The engine's cost is per entry, so hundreds of commands share it. Each command ends in exactly one of three ways: a
+result (it was applied), ``NotApplied`` (it never will be) or ``UnknownOutcome``; each has a deadline, none hangs (H10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from raftkv.consensus.core import Slot
+from raftkv.errors import (
+    InvalidRequest,
+    LeadershipLost,
+    NoLeader,
+    NotApplied,
+    Overloaded,
+    RaftkvError,
+    ShuttingDown,
+    Superseded,
+    Timeout,
+)
+from raftkv.ports import Clock
+from raftkv.store.commands import Command, encode_commands, encoded_size_hint
+from raftkv.store.machine import Result
+from raftkv.types import MAX_COMMAND_GROUP_BYTES, MAX_ENTRY_BYTES, Index, Term
+
+
+class ReplicatedLog(Protocol):
+    """What the proposer needs of the Raft core."""
+
+    def propose(self, payload: bytes) -> Slot | None:
+        """Append a command group at the leader; None anywhere else."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProposerLimits:
+    """Bounds of what may wait.
+
+    Attributes:
+        pending_commands: Commands that wait or are in flight; more are refused with ``Overloaded``.
+        pending_bytes: Their size; more is refused likewise.
+        entries_in_flight: Entries proposed and not yet applied; commands beyond wait for the next one.
+        commands_per_entry: Commands that one entry holds at most.
+        timeout_seconds: Time from submission until the outcome is called unknown.
+    """
+
+    pending_commands: int = 20_000
+    pending_bytes: int = 134_217_728
+    entries_in_flight: int = 2
+    commands_per_entry: int = 2_000
+    timeout_seconds: float = 5.0
+
+
+@dataclass(slots=True)
+class _Waiter:
+    command: Command
+    size: int
+    deadline: float
+    future: asyncio.Future[Result]
+
+
+@dataclass(slots=True)
+class _Group:
+    slot: Slot
+    waiters: list[_Waiter]
+
+
+class Proposer:
+    """Submits commands to the log and hands their outcomes back.
+
+    Args:
+        log: The Raft core.
+        clock: Monotonic time.
+        limits: Bounds.
+        refusal: Returns why this node cannot propose now (another leads, nobody leads, the disk is full, it is
+            stopping), or None when it can.
+        wake: Asks for a call of ``flush`` soon.
+    """
+
+    def __init__(
+        self,
+        log: ReplicatedLog,
+        clock: Clock,
+        limits: ProposerLimits,
+        refusal: Callable[[], NotApplied | None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._limits = limits
+        self._refusal = refusal
+        self._wake = wake
+        self._queue: deque[_Waiter] = deque()
+        self._in_flight: dict[Index, _Group] = {}
+        self._pending_commands = 0
+        self._pending_bytes = 0
+
+    @property
+    def pending_commands(self) -> int:
+        """Commands whose outcome is open."""
+        return self._pending_commands
+
+    @property
+    def entries_in_flight(self) -> int:
+        """Entries proposed and not yet applied."""
+        return len(self._in_flight)
+
+    @property
+    def can_flush(self) -> bool:
+        """Whether commands wait that another call of ``flush`` would propose."""
+        return bool(self._queue) and len(self._in_flight) < self._limits.entries_in_flight
+
+    def submit(self, command: Command) -> asyncio.Future[Result]:
+        """Queue a command.
+
+        Returns:
+            A future of its result; it may also end in ``NotApplied`` or ``UnknownOutcome``.
+
+        Raises:
+            NotApplied: It is refused at once.
+        """
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        size = encoded_size_hint(command)
+        if size > MAX_ENTRY_BYTES:
+            raise InvalidRequest(f"a command of {size} bytes exceeds the limit of {MAX_ENTRY_BYTES}")
+        limits = self._limits
+        if self._pending_commands >= limits.pending_commands or self._pending_bytes + size > limits.pending_bytes:
+            raise Overloaded(f"{self._pending_commands} commands are waiting already")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiter(command, size, self._clock.now() + limits.timeout_seconds, future))
+        self._pending_commands += 1
+        self._pending_bytes += size
+        self._wake()
+        return future
+
+    def flush(self) -> None:
+        """Propose as many groups as may be in flight; refuse what waits when this node cannot propose any more."""
+        while self._queue and len(self._in_flight) < self._limits.entries_in_flight:
+            if self._refusal() is not None:
+                self._fail_queue()
+                return
+            group = self._next_group()
+            if not group:
+                return
+            slot = self._log.propose(encode_commands([waiter.command for waiter in group]))
+            if slot is None:
+                self._fail(group, lambda: NoLeader("leadership was lost before the command was proposed"))
+            else:
+                self._in_flight[slot.index] = _Group(slot, group)
+
+    def applied(self, index: Index, term: Term, results: Sequence[Result]) -> None:
+        """Take the results of the entry that was committed at an index, whoever proposed it."""
+        group = self._in_flight.pop(index, None)
+        if group is None:
+            return
+        if group.slot.term != term:
+            self._fail(group.waiters, lambda: Superseded(f"index {index} went to an entry of term {term}"))
+            return
+        self._forget(group.waiters)
+        for waiter, result in zip(group.waiters, results, strict=True):
+            if not waiter.future.done():
+                waiter.future.set_result(result)
+
+    def expire(self) -> None:
+        """End what has waited for too long; call this regularly."""
+        now = self._clock.now()
+        while self._queue and self._queue[0].deadline <= now:
+            self._fail([self._queue.popleft()], lambda: Overloaded("the command could not be proposed in time"))
+        for index, group in list(self._in_flight.items()):
+            if group.waiters[-1].deadline <= now:
+                del self._in_flight[index]
+                self._fail(
+                    group.waiters, lambda: Timeout("the write was proposed, and its outcome was not known in time")
+                )
+
+    def stop(self) -> None:
+        """End everything: what waits is refused, what is in flight has an unknown outcome."""
+        waiting, self._queue = list(self._queue), deque()
+        self._fail(waiting, lambda: ShuttingDown("the node is stopping"))
+        groups, self._in_flight = list(self._in_flight.values()), {}
+        for group in groups:
+            self._fail(group.waiters, lambda: LeadershipLost("the node stopped before the outcome was known"))
+
+    def skipped_to(self, index: Index) -> None:
+        """A snapshot took the store past an index: the outcomes of what was in flight up to there are not known."""
+        for skipped in [position for position in self._in_flight if position <= index]:
+            group = self._in_flight.pop(skipped)
+            self._fail(group.waiters, lambda: LeadershipLost("a snapshot of another leader covers the entry"))
+
+    def _next_group(self) -> list[_Waiter]:
+        group: list[_Waiter] = []
+        size = 0
+        while self._queue and len(group) < self._limits.commands_per_entry:
+            if self._queue[0].future.done():
+                # Its caller is gone, and it was never proposed.
+                self._forget([self._queue.popleft()])
+                continue
+            size += self._queue[0].size
+            if group and size > MAX_COMMAND_GROUP_BYTES:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    def _fail_queue(self) -> None:
+        waiting, self._queue = list(self._queue), deque()
+        self._fail(waiting, lambda: self._refusal() or NoLeader("leadership was lost before the command was proposed"))
+
+    def _fail(self, waiters: Sequence[_Waiter], error: Callable[[], RaftkvError]) -> None:
+        self._forget(waiters)
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(error())
+
+    def _forget(self, waiters: Sequence[_Waiter]) -> None:
+        self._pending_commands -= len(waiters)
+        self._pending_bytes -= sum(waiter.size for waiter in waiters)
