@@ -1,0 +1,1 @@
+"""The real ports and the asyncio shell around the sans-IO parts."""

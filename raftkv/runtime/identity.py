@@ -1,0 +1,85 @@
+"""Who a data directory belongs to: made once at bootstrap, checked at every start.
+
+The cluster id follows from the initial members, so that nodes bootstrapped with different lists refuse each other.
+The storage id is random: a member that lost its disk comes back with another one, and its peers refuse it, because it
+has forgotten its votes and acknowledgements and could vote twice (H12k).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import orjson
+
+from raftkv.errors import CorruptData, ForeignData
+from raftkv.ports import Directory, Randomness
+from raftkv.types import ClusterId, Member, NodeId
+
+_FILE_NAME = "identity.json"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One data directory's owner.
+
+    Attributes:
+        cluster_id: The cluster.
+        name: The member.
+        storage_id: This very data directory.
+        members: The members that the cluster was bootstrapped with.
+    """
+
+    cluster_id: ClusterId
+    name: NodeId
+    storage_id: str
+    members: tuple[Member, ...]
+
+
+def cluster_id_of(members: tuple[Member, ...]) -> ClusterId:
+    """Derive a cluster's id from its initial members: 16 hexadecimal digits."""
+    listing = ",".join(f"{member.name}={member.peer_address}" for member in sorted(members, key=lambda m: m.name))
+    return ClusterId(hashlib.sha256(listing.encode()).hexdigest()[:16])
+
+
+def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ...], randomness: Randomness) -> Identity:
+    """Return the identity of a data directory, made now when the directory is new.
+
+    Raises:
+        ForeignData: The directory belongs to another member or another cluster.
+        CorruptData: The identity is unreadable, or missing beside other data.
+    """
+    names = directory.names()
+    if _FILE_NAME not in names:
+        _refuse_data_without_identity(directory)
+        identity = Identity(cluster_id_of(members), name, randomness.token(), members)
+        directory.replace(_FILE_NAME, orjson.dumps({"format": _FORMAT_VERSION, **asdict(identity)}))
+        return identity
+    identity = _read(directory)
+    if identity.name != name:
+        raise ForeignData(f"{directory.path} belongs to member {identity.name!r}, not to {name!r}")
+    if identity.cluster_id != cluster_id_of(members):
+        listing = ",".join(f"{member.name}={member.peer_address}" for member in identity.members)
+        raise ForeignData(
+            f"{directory.path} belongs to cluster {identity.cluster_id} with the members {listing}; "
+            "the initial cluster given now is another one"
+        )
+    return identity
+
+
+def _refuse_data_without_identity(directory: Directory) -> None:
+    if directory.child("journal").names():
+        raise CorruptData(f"{directory.path}/{_FILE_NAME}", 0, "it is missing, and the directory holds a journal")
+
+
+def _read(directory: Directory) -> Identity:
+    path = f"{directory.path}/{_FILE_NAME}"
+    try:
+        fields = orjson.loads(directory.read(_FILE_NAME))
+        if fields["format"] != _FORMAT_VERSION:
+            raise CorruptData(path, 0, f"identity format {fields['format']} is unknown")
+        members = tuple(Member(NodeId(m["name"]), m["peer_address"]) for m in fields["members"])
+        return Identity(ClusterId(fields["cluster_id"]), NodeId(fields["name"]), fields["storage_id"], members)
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise CorruptData(path, 0, f"not an identity ({error})") from error

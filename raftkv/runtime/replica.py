@@ -1,0 +1,386 @@
+"""The asyncio shell of one node: brings messages, proposals, synced journal and time to the sans-IO parts, in turns.
+
+A turn does, in this order: propose what has gathered, let the core step, send what may leave at once, hand the journal
+to its thread, apply what is committed and synced, answer. Everything that happens during one pass of the event loop
+shares the next turn, which is what makes group commit cheap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raftkv import __version__
+from raftkv.consensus.core import RaftCore
+from raftkv.consensus.journal import Journal
+from raftkv.consensus.messages import Message, SnapshotAck, SnapshotChunk, StatusRequest, StatusResult
+from raftkv.errors import FatalError, NoLeader, NotApplied, NotLeader, ShuttingDown, StorageLow
+from raftkv.ports import Clock, Directory
+from raftkv.runtime.journal_writer import JournalWriter
+from raftkv.runtime.snapshots import SnapshotKeeper
+from raftkv.runtime.transport import Transport
+from raftkv.service.proposer import Proposer, ProposerLimits
+from raftkv.service.reads import ReadGate
+from raftkv.store.machine import CommittedEntry, Machine
+from raftkv.types import Index, Member, NodeId, NodeStatus, Revision, Role, Term
+
+logger = logging.getLogger(__name__)
+
+_STATUS_TIMEOUT_SECONDS = 0.5
+_DISK_CHECK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What a replica's shell can be told.
+
+    Attributes:
+        heartbeat_seconds: The Raft heartbeat; time is brought to the core four times as often.
+        min_free_bytes: Below this much free disk, writes are refused.
+        proposer: Bounds of pending writes.
+        read_timeout_seconds: Deadline of linearizable reads.
+    """
+
+    heartbeat_seconds: float
+    min_free_bytes: int
+    proposer: ProposerLimits
+    read_timeout_seconds: float
+
+
+class Replica:
+    """Runs one node's consensus and store on the event loop.
+
+    Args:
+        name: This node.
+        members: All voting members by name.
+        client_url: Where this node serves clients.
+        core: The Raft core.
+        journal: Its journal.
+        machine: The store.
+        disk: The data directory, asked for its free space.
+        clock: Monotonic time.
+        settings: Periods and bounds.
+        on_fatal: Called once with an error after which the node must stop.
+    """
+
+    def __init__(
+        self,
+        name: NodeId,
+        members: dict[NodeId, Member],
+        client_url: str,
+        core: RaftCore,
+        journal: Journal,
+        machine: Machine,
+        disk: Directory,
+        clock: Clock,
+        settings: ReplicaSettings,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._name = name
+        self._members = members
+        self._client_url = client_url
+        self._core = core
+        self._journal = journal
+        self._machine = machine
+        self._disk = disk
+        self._clock = clock
+        self._settings = settings
+        self._on_fatal = on_fatal
+        self._writer: JournalWriter | None = None
+        self._transport: Transport | None = None
+        self._snapshots: SnapshotKeeper | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._turn_is_due = False
+        self._stopped = False
+        self._handing_over = False
+        self._storage_is_low = False
+        self._next_disk_check = 0.0
+        self._reported: tuple[Term, Role, NodeId | None] | None = None
+        self._role_changed = asyncio.Event()
+        self._status_waiters: dict[int, asyncio.Future[NodeStatus]] = {}
+        self._last_status_request = 0
+        self.proposer = Proposer(core, clock, settings.proposer, self.refusal, self.wake)
+        self.gate = ReadGate(core, clock, settings.read_timeout_seconds, lambda: core.leader is not None, self.wake)
+
+    def start(self, writer: JournalWriter, transport: Transport, snapshots: SnapshotKeeper) -> None:
+        """Begin to take turns; the journal's thread and the transport were started before."""
+        self._writer = writer
+        self._transport = transport
+        self._snapshots = snapshots
+        self._loop = asyncio.get_running_loop()
+        self._on_timer()
+
+    async def hand_over(self, timeout_seconds: float) -> bool:
+        """Refuse new writes and, at a leader, move leadership to another member.
+
+        Returns:
+            Whether this node does not lead any more.
+        """
+        self._handing_over = True
+        deadline = self._clock.now() + timeout_seconds
+        while self._core.role is Role.LEADER and len(self._members) > 1 and self._clock.now() < deadline:
+            self._role_changed.clear()
+            if self.proposer.entries_in_flight == 0:
+                self._core.transfer_leadership()
+                self.wake()
+            try:
+                async with asyncio.timeout(self._settings.heartbeat_seconds):
+                    await self._role_changed.wait()
+            except TimeoutError:
+                continue
+        return self._core.role is not Role.LEADER
+
+    def stop(self) -> None:
+        """Take no more turns; every open request ends."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.proposer.stop()
+        self.gate.stop()
+        for waiter in self._status_waiters.values():
+            waiter.cancel()
+
+    def refusal(self) -> NotApplied | None:
+        """Return why this node cannot propose a write now, None when it can."""
+        if self._stopped:
+            return ShuttingDown("the node is stopping")
+        if self._core.role is not Role.LEADER:
+            leader = self._core.leader
+            if leader is None:
+                return NoLeader("no leader is known")
+            return NotLeader(leader, self.client_url(leader))
+        if self._handing_over:
+            return ShuttingDown("the node is handing over its leadership")
+        if self._storage_is_low:
+            return StorageLow(f"less than {self._settings.min_free_bytes} bytes are free in {self._disk.path}")
+        return None
+
+    def wake(self) -> None:
+        """Ask for a turn after the current pass of the event loop."""
+        if not self._turn_is_due and self._loop is not None:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def client_url(self, member: NodeId) -> str | None:
+        """Where a member serves clients, as it last said itself."""
+        if member == self._name:
+            return self._client_url
+        return self._transport.client_url(member) if self._transport is not None else None
+
+    def status(self) -> NodeStatus:
+        """Describe this node."""
+        core = self._core
+        return NodeStatus(
+            name=self._name,
+            role=core.role,
+            term=core.term,
+            leader=core.leader,
+            commit_index=core.commit_index,
+            applied_index=self._machine.applied_index,
+            last_index=self._journal.last_index,
+            revision=self._machine.revision,
+            client_url=self._client_url,
+            peer_address=self._members[self._name].peer_address,
+            version=__version__,
+        )
+
+    async def status_of(self, member: NodeId) -> NodeStatus | None:
+        """Ask a member for its status; None when it does not answer soon."""
+        if member == self._name:
+            return self.status()
+        self._last_status_request += 1
+        request_id = self._last_status_request
+        waiter: asyncio.Future[NodeStatus] = asyncio.get_running_loop().create_future()
+        self._status_waiters[request_id] = waiter
+        try:
+            if not self._send(member, StatusRequest(request_id)):
+                return None
+            async with asyncio.timeout(_STATUS_TIMEOUT_SECONDS):
+                return await waiter
+        except TimeoutError:
+            return None
+        finally:
+            del self._status_waiters[request_id]
+
+    def on_synced(self, position: int) -> None:
+        """Take the journal thread's word that everything up to a position is durable."""
+        self._guarded(lambda: self._core.journal_synced(position))
+        self._turn()
+
+    def on_message(self, peer: NodeId, message: Message) -> None:
+        """Take a message of a peer."""
+        if isinstance(message, StatusRequest):
+            self._answer_status(peer, message)
+        elif isinstance(message, StatusResult):
+            self._take_status(peer, message)
+        elif isinstance(message, SnapshotAck):
+            self._keeper.receive_ack(peer, message)
+        else:
+            self._core.receive(peer, message)
+            if isinstance(message, SnapshotChunk) and message.term == self._core.term:
+                self._keeper.receive_chunk(peer, message)
+            self.wake()
+
+    def on_connected(self, peer: NodeId) -> None:
+        """A peer can be reached."""
+        self._core.connected(peer)
+        self.wake()
+
+    def on_disconnected(self, peer: NodeId) -> None:
+        """A peer cannot be reached any more."""
+        self._core.disconnected(peer)
+        self._keeper.peer_lost(peer)
+        self.wake()
+
+    def on_congested(self, peer: NodeId) -> None:
+        """A peer reads more slowly than it is sent to."""
+        self._core.congested(peer)
+
+    def on_drained(self, peer: NodeId) -> None:
+        """A congested peer has caught up."""
+        self._core.drained(peer)
+        self.wake()
+
+    @property
+    def _keeper(self) -> SnapshotKeeper:
+        assert self._snapshots is not None, "the replica was started"
+        return self._snapshots
+
+    def on_compacted(self, base: Index) -> None:
+        """The journal's entries up to an index are not needed any more."""
+        assert self._writer is not None
+        self._write_journal()
+        self._writer.remove_before(base)
+
+    def on_installed(self, index: Index) -> None:
+        """The store was replaced by a snapshot that reaches up to an index."""
+        self.proposer.skipped_to(index)
+        self.gate.applied(index)
+        self.wake()
+
+    def send(self, peer: NodeId, message: Message) -> bool:
+        """Send a message that concerns no Raft state."""
+        return self._send(peer, message)
+
+    def _on_timer(self) -> None:
+        assert self._loop is not None
+        if self._stopped:
+            return
+        self._timer = self._loop.call_later(self._settings.heartbeat_seconds / 4, self._on_timer)
+        self.proposer.expire()
+        self.gate.expire()
+        self._check_disk()
+        self._guarded(self._keeper.poll)
+        self._turn()
+
+    def _turn(self) -> None:
+        self._turn_is_due = False
+        if not self._stopped:
+            self._guarded(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self.proposer.flush()
+        self.gate.flush()
+        self._core.step()
+        self._send_messages()
+        self._write_journal()
+        self._apply()
+        self.gate.confirmed(self._core.take_confirmed_reads())
+        self.gate.applied(self._machine.applied_index)
+        self._report_changes()
+        if self.proposer.can_flush:
+            self.wake()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, going on could break a promise
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._stopped:
+            self.stop()
+            self._on_fatal(error)
+
+    def on_failed(self, error: FatalError) -> None:
+        """Stop after an error of another part of the node."""
+        self._fail(error)
+
+    def _send(self, peer: NodeId, message: Message) -> bool:
+        return self._transport is not None and self._transport.send(peer, message)
+
+    def _send_messages(self) -> None:
+        for peer, message in self._core.take_messages():
+            self._send(peer, message)
+
+    def _write_journal(self) -> None:
+        assert self._writer is not None
+        batch = self._journal.take_batch()
+        if batch is not None:
+            self._writer.write(batch)
+
+    def _apply(self) -> None:
+        committed = self._core.take_committed()
+        if not committed:
+            return
+        entries = [CommittedEntry(entry.index, entry.term, entry.payload) for entry in committed]
+        for entry, results in zip(committed, self._machine.apply(entries), strict=True):
+            self.proposer.applied(entry.index, entry.term, results)
+
+    def _check_disk(self) -> None:
+        now = self._clock.now()
+        if now < self._next_disk_check:
+            return
+        self._next_disk_check = now + _DISK_CHECK_SECONDS
+        is_low = self._disk.free_bytes() < self._settings.min_free_bytes
+        if is_low != self._storage_is_low:
+            self._storage_is_low = is_low
+            logger.warning("disk is nearly full, refusing writes" if is_low else "disk has space again")
+
+    def _report_changes(self) -> None:
+        core = self._core
+        now = (core.term, core.role, core.leader)
+        if now != self._reported:
+            self._reported = now
+            self._role_changed.set()
+            logger.info("term %d: %s, leader %s", core.term, core.role.value, core.leader or "unknown")
+
+    def _answer_status(self, peer: NodeId, request: StatusRequest) -> None:
+        status = self.status()
+        self._send(
+            peer,
+            StatusResult(
+                request.request_id,
+                status.role.value,
+                status.commit_index,
+                status.applied_index,
+                status.last_index,
+                status.term,
+                status.leader,
+                status.revision,
+                status.version,
+            ),
+        )
+
+    def _take_status(self, peer: NodeId, result: StatusResult) -> None:
+        waiter = self._status_waiters.get(result.request_id)
+        if waiter is None or waiter.done():
+            return
+        waiter.set_result(
+            NodeStatus(
+                name=peer,
+                role=Role(result.role),
+                term=Term(result.term),
+                leader=None if result.leader is None else NodeId(result.leader),
+                commit_index=Index(result.commit_index),
+                applied_index=Index(result.applied_index),
+                last_index=Index(result.last_index),
+                revision=Revision(result.revision),
+                client_url=self.client_url(peer),
+                peer_address=self._members[peer].peer_address,
+                version=result.version,
+            )
+        )

@@ -1,0 +1,254 @@
+"""Takes snapshots in the background, compacts the journal behind them, and brings lagging peers up with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raftkv.consensus.core import RaftCore
+from raftkv.consensus.journal import Journal
+from raftkv.consensus.messages import Message, SnapshotAck, SnapshotChunk
+from raftkv.consensus.snapshot import (
+    SnapshotCatalog,
+    SnapshotManifest,
+    SnapshotReceiver,
+    SnapshotSender,
+    manifest_of,
+)
+from raftkv.errors import CorruptData
+from raftkv.ports import Clock
+from raftkv.store.machine import Machine, inspect_copy, stage_copy
+from raftkv.types import Index, NodeId
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+
+_POSTPONED_FACTOR = 8
+"""While a peer is being sent a snapshot no newer one is taken, or it might never catch up, until this many times the
+usual amount of journal has gathered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """When to take a snapshot, and what to keep of the log behind it.
+
+    Attributes:
+        journal_bytes: Commands in memory and journal that make a snapshot due.
+        journal_entries: Entries that make one due.
+        tail_bytes: Commands kept behind a snapshot, so that a briefly absent follower needs only entries.
+    """
+
+    journal_bytes: int = 33_554_432
+    journal_entries: int = 100_000
+    tail_bytes: int = 8_388_608
+
+
+class SnapshotKeeper:
+    """The snapshots of a running node. Its methods run on the event loop and leave slow work to a thread.
+
+    Args:
+        core: The Raft core.
+        journal: Its journal.
+        machine: The store.
+        catalog: Snapshots at rest.
+        members: Names of the voting members.
+        policy: When to take one.
+        clock: Monotonic time.
+        send: Sends a message to a peer.
+        compacted: Called with the journal's new base after a compaction.
+        installed: Called with the last index covered after the store was replaced by a snapshot.
+        failed: Called with an error that must stop the node.
+    """
+
+    def __init__(
+        self,
+        core: RaftCore,
+        journal: Journal,
+        machine: Machine,
+        catalog: SnapshotCatalog,
+        members: tuple[NodeId, ...],
+        policy: SnapshotPolicy,
+        clock: Clock,
+        send: Callable[[NodeId, Message], object],
+        compacted: Callable[[Index], None],
+        installed: Callable[[Index], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._core = core
+        self._journal = journal
+        self._machine = machine
+        self._catalog = catalog
+        self._members = members
+        self._policy = policy
+        self._clock = clock
+        self._send = send
+        self._compacted = compacted
+        self._installed = installed
+        self._failed = failed
+        self._newest = catalog.newest()
+        self._senders: dict[NodeId, SnapshotSender] = {}
+        self._receiver: SnapshotReceiver | None = None
+        self._work: asyncio.Task[None] | None = None
+
+    @property
+    def newest(self) -> SnapshotManifest | None:
+        """The newest snapshot at rest."""
+        return self._newest
+
+    def poll(self) -> None:
+        """Take a snapshot when one is due, and send chunks that are due; call this regularly."""
+        for peer in self._core.take_peers_needing_snapshot():
+            self._start_sending(peer)
+        for peer in list(self._senders):
+            self._send_chunk(peer)
+        if self._work is None and self._is_due():
+            self._start_work(self._take())
+
+    def peer_lost(self, peer: NodeId) -> None:
+        """Give up sending to a peer that is gone; it asks again when it is back."""
+        self._senders.pop(peer, None)
+
+    def receive_ack(self, peer: NodeId, ack: SnapshotAck) -> None:
+        """Go on sending to a peer."""
+        sender = self._senders.get(peer)
+        if sender is None:
+            return
+        sender.acknowledge(ack)
+        if sender.is_complete:
+            logger.info("snapshot at index %d reached %s", ack.index, peer)
+            del self._senders[peer]
+        else:
+            self._send_chunk(peer)
+
+    def receive_chunk(self, peer: NodeId, chunk: SnapshotChunk) -> None:
+        """Take a chunk of the leader's snapshot; the last one starts its installation."""
+        if chunk.index <= self._core.commit_index:
+            self._acknowledge(peer, chunk, chunk.offset + len(chunk.data))
+            return
+        if self._work is not None:
+            # A copy or an installation is under way; the leader repeats the chunk.
+            return
+        try:
+            receiver = self._receiver_for(peer, chunk)
+        except CorruptData as error:
+            logger.warning("dropped a snapshot chunk: %s", error)
+            return
+        receiver.accept(chunk)
+        if receiver.is_complete:
+            self._receiver = None
+            self._start_work(self._install(peer, chunk, receiver))
+        else:
+            self._acknowledge(peer, chunk, receiver.next_offset)
+
+    async def stop(self) -> None:
+        """Wait for the work under way."""
+        if self._work is not None:
+            await asyncio.gather(self._work, return_exceptions=True)
+        if self._receiver is not None:
+            self._receiver.close()
+
+    def _is_due(self) -> bool:
+        factor = _POSTPONED_FACTOR if self._senders else 1
+        covered = self._newest.index if self._newest is not None else self._journal.base_index
+        new_entries = self._machine.applied_index - covered
+        if new_entries <= 0:
+            return False
+        policy = self._policy
+        return (
+            self._journal.entry_bytes > factor * policy.journal_bytes + policy.tail_bytes
+            or new_entries > factor * policy.journal_entries
+        )
+
+    def _start_work(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = asyncio.get_running_loop().create_task(work)
+        self._work.add_done_callback(self._finish_work)
+
+    def _finish_work(self, task: asyncio.Task[None]) -> None:
+        self._work = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+    async def _take(self) -> None:
+        began = self._clock.now()
+        try:
+            manifest = await asyncio.to_thread(self._copy_and_adopt)
+        except OSError as error:
+            # Without a snapshot the journal only grows; the next attempt follows with the next turn that finds it due.
+            logger.warning("taking a snapshot failed: %s", error)
+            return
+        self._newest = manifest
+        self._compact(manifest.index)
+        await asyncio.to_thread(self._catalog.remove_older_than, manifest)
+        logger.info(
+            "took a snapshot at index %d, %d bytes, in %.3f s", manifest.index, manifest.size, self._clock.now() - began
+        )
+
+    def _copy_and_adopt(self) -> SnapshotManifest:
+        path = Path(self._catalog.copy_path)
+        path.unlink(missing_ok=True)
+        self._machine.copy_to(path)
+        info = inspect_copy(path)
+        return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, self._members)
+
+    def _compact(self, covered: Index) -> None:
+        base = self._journal.index_for_tail(self._policy.tail_bytes, covered)
+        if base > self._journal.base_index:
+            self._journal.compact(base)
+            self._compacted(base)
+
+    def _start_sending(self, peer: NodeId) -> None:
+        manifest = self._newest
+        if manifest is None or peer in self._senders:
+            return
+        logger.info("%s needs the snapshot at index %d", peer, manifest.index)
+        catalog = self._catalog
+        self._senders[peer] = SnapshotSender(
+            manifest, lambda offset, size: catalog.read(manifest, offset, size), _RETRY_SECONDS
+        )
+
+    def _send_chunk(self, peer: NodeId) -> None:
+        try:
+            chunk = self._senders[peer].next_chunk(self._core.term, self._clock.now())
+        except FileNotFoundError:
+            # A newer snapshot took its place; the peer starts over with that.
+            del self._senders[peer]
+            return
+        if chunk is not None:
+            self._send(peer, chunk)
+
+    def _receiver_for(self, peer: NodeId, chunk: SnapshotChunk) -> SnapshotReceiver:
+        manifest = manifest_of(chunk, peer)
+        if self._receiver is None or self._receiver.manifest != manifest:
+            if self._receiver is not None:
+                self._receiver.close()
+            self._receiver = self._catalog.start_receiving(manifest)
+        return self._receiver
+
+    async def _install(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:
+        try:
+            await asyncio.to_thread(self._catalog.adopt_received, receiver)
+        except CorruptData as error:
+            logger.warning("%s; asking again", error)
+            self._acknowledge(peer, chunk, 0, failed=True)
+            return
+        manifest = receiver.manifest
+        staged = Path(f"{self._catalog.path(manifest)}.partial")
+        await asyncio.to_thread(stage_copy, Path(self._catalog.path(manifest)), staged)
+        # From here on nothing is awaited: log and store change together.
+        if self._core.install_snapshot(manifest.index, manifest.term):
+            self._newest = manifest
+            self._machine.install_staged(staged)
+            self._compacted(manifest.index)
+            self._installed(manifest.index)
+            logger.info("installed the snapshot at index %d from %s", manifest.index, peer)
+        else:
+            await asyncio.to_thread(staged.unlink)
+        self._acknowledge(peer, chunk, manifest.size)
+
+    def _acknowledge(self, peer: NodeId, chunk: SnapshotChunk, next_offset: int, *, failed: bool = False) -> None:
+        self._send(peer, SnapshotAck(self._core.term, chunk.index, next_offset, failed))
