@@ -1,0 +1,67 @@
+"""``/v1/cluster`` and ``/version``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from raftkv import __version__
+from raftkv.http.answers import json_response
+from raftkv.http.body import refuse_body
+from raftkv.http.routing import Call
+from raftkv.http.target import Query
+from raftkv.service.api import ClusterService, MemberStatus
+from raftkv.types import NodeStatus
+
+
+class ClusterApi:
+    """Handlers that describe the cluster and the server.
+
+    Args:
+        cluster: The node's cluster service.
+    """
+
+    def __init__(self, cluster: ClusterService) -> None:
+        self._cluster = cluster
+
+    async def describe(self, call: Call) -> web.Response:
+        """``GET /v1/cluster``: every member as this node sees it."""
+        refuse_body(call.request)
+        Query(call.query, ())
+        status = await self._cluster.describe()
+        return json_response(
+            {
+                "cluster_id": status.cluster_id,
+                "answered_by": status.answered_by,
+                "leader": status.leader,
+                "leader_url": status.leader_url,
+                "term": status.term,
+                "members": [_render_member(member) for member in status.members],
+            }
+        )
+
+    async def version(self, call: Call) -> web.Response:
+        """``GET /version``: what runs here."""
+        refuse_body(call.request)
+        Query(call.query, ())
+        return json_response({"raftkv": __version__, "api": "v1"})
+
+
+def _render_member(member: MemberStatus) -> dict[str, Any]:
+    status = None if member.status is None else _render_status(member.status)
+    return {"name": member.name, "peer_address": member.peer_address, "status": status}
+
+
+def _render_status(status: NodeStatus) -> dict[str, Any]:
+    return {
+        "role": status.role.value,
+        "term": status.term,
+        "leader": status.leader,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "last_index": status.last_index,
+        "revision": status.revision,
+        "client_url": status.client_url,
+        "version": status.version,
+    }

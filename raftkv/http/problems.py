@@ -1,0 +1,169 @@
+"""Every refusal and failure as an RFC 9457 problem document, and the one table from error to answer.
+
+A ``type`` is ``urn:raftkv:problem:`` plus a slug; slug, status and meaning are stable and listed in
+``docs/http-errors.md``. Every problem has the extension member ``applied``: ``no`` when the request certainly
+has no effect, ``unknown`` when it may have one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote_from_bytes
+
+import orjson
+from aiohttp import hdrs, web
+
+from raftkv import errors
+
+_log = logging.getLogger("raftkv.http")
+
+TYPE_PREFIX = "urn:raftkv:problem:"
+CONTENT_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem.
+
+    Attributes:
+        slug: The last part of its ``type``, stable.
+        status: HTTP status.
+        title: What it is, the same for every occurrence.
+        applied: Whether the request may have taken effect.
+        retry_after: Seconds for ``Retry-After``, None when waiting alone cannot help.
+    """
+
+    slug: str
+    status: int
+    title: str
+    applied: Literal["no", "unknown"] = "no"
+    retry_after: int | None = None
+
+
+MALFORMED_REQUEST = Kind("malformed-request", 400, "The request is not valid HTTP")
+INVALID_REQUEST = Kind("invalid-request", 400, "The request is not valid")
+INVALID_TARGET = Kind("invalid-target", 400, "The request target is not a path of this server")
+INVALID_ENCODING = Kind("invalid-encoding", 400, "A percent-encoding is not valid")
+INVALID_KEY = Kind("invalid-key", 400, "The key is empty or too long")
+INVALID_QUERY = Kind("invalid-query", 400, "A query parameter is not valid")
+INVALID_PRECONDITION = Kind("invalid-precondition", 400, "A precondition header is not valid")
+UNEXPECTED_BODY = Kind("unexpected-body", 400, "This request takes no body")
+MALFORMED_BODY = Kind("malformed-body", 400, "The body's transfer coding is not valid")
+TRUNCATED_BODY = Kind("truncated-body", 400, "The body ended before its announced end")
+KEY_NOT_FOUND = Kind("key-not-found", 404, "The key does not exist")
+NO_SUCH_RESOURCE = Kind("no-such-resource", 404, "Nothing is served at this path")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This path does not support the method")
+REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request did not arrive in time")
+PRECONDITION_FAILED = Kind("precondition-failed", 412, "The key is not in the required state")
+VALUE_TOO_LARGE = Kind("value-too-large", 413, "The value is too large")
+EXPECTATION_FAILED = Kind("expectation-failed", 417, "The Expect header asks for something unknown")
+NOT_TEXT = Kind("not-text", 422, "A key or value is not UTF-8 text")
+INTERNAL_ERROR = Kind("internal-error", 500, "The server failed", applied="unknown")
+NOT_LEADER = Kind("not-leader", 307, "Another node is the leader")
+LEADER_URL_UNKNOWN = Kind("leader-url-unknown", 503, "The leader's client URL is not known yet", retry_after=1)
+
+KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
+    errors.InvalidRequest: INVALID_REQUEST,
+    errors.NotLeader: NOT_LEADER,
+    errors.NoLeader: Kind("no-leader", 503, "No leader can be reached", retry_after=1),
+    errors.Superseded: Kind("superseded", 503, "Another leader's entry took the request's place", retry_after=1),
+    errors.Overloaded: Kind("overloaded", 429, "Too many requests are waiting", retry_after=1),
+    errors.StorageLow: Kind("storage-low", 507, "The node's disk is nearly full"),
+    errors.ShuttingDown: Kind("shutting-down", 503, "The node is stopping", retry_after=1),
+    errors.ReadTimeout: Kind("read-timeout", 503, "The read was not confirmed in time", retry_after=1),
+    errors.NotApplied: Kind("refused", 503, "The request was refused", retry_after=1),
+    errors.Timeout: Kind("timeout", 504, "The outcome was not known in time", applied="unknown"),
+    errors.LeadershipLost: Kind(
+        "leadership-lost", 504, "The outcome is unknown: leadership was lost", applied="unknown"
+    ),
+    errors.UnknownOutcome: Kind("outcome-unknown", 504, "The outcome is unknown", applied="unknown"),
+    errors.RaftkvError: INTERNAL_ERROR,
+}
+"""The answer to each error of a service; an error that is not listed is answered like its nearest base."""
+
+
+class ProblemError(Exception):
+    """A request that ends with a problem document.
+
+    Attributes:
+        kind: What kind of problem.
+        detail: What is wrong with this very request, for people.
+        members: Further members of the document.
+        headers: Further headers of the answer.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        members: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        # Bytes of a request that are not UTF-8 arrive as lone surrogates, which JSON cannot carry.
+        self.detail = detail.encode("utf-8", "backslashreplace").decode("utf-8")
+        self.members = members or {}
+        self.headers = headers or {}
+
+    def document(self) -> bytes:
+        """Return the problem document as JSON."""
+        kind = self.kind
+        return orjson.dumps(
+            {
+                "type": TYPE_PREFIX + kind.slug,
+                "title": kind.title,
+                "status": kind.status,
+                "detail": self.detail or kind.title,
+                "applied": kind.applied,
+                **self.members,
+            }
+        )
+
+    def response(self) -> web.Response:
+        """Return the answer that carries the document."""
+        headers = {
+            hdrs.CONTENT_TYPE: CONTENT_TYPE,
+            hdrs.CACHE_CONTROL: "no-store",
+            hdrs.SERVER: "raftkv",
+            **self.headers,
+        }
+        if self.kind.retry_after is not None:
+            headers[hdrs.RETRY_AFTER] = str(self.kind.retry_after)
+        return web.Response(status=self.kind.status, body=self.document(), headers=headers)
+
+
+def problem_of(error: Exception, target: str) -> ProblemError:
+    """Return the problem that answers an error; log what nobody expected, with its traceback.
+
+    Args:
+        error: What a handler raised.
+        target: Path and query of the request as they arrived, for the redirect to the leader.
+    """
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, errors.NotLeader):
+        return _redirect(error, target)
+    kind = next((KIND_OF_ERROR[base] for base in type(error).__mro__ if base in KIND_OF_ERROR), INTERNAL_ERROR)
+    if kind is INTERNAL_ERROR:
+        _log.error("request %s failed unexpectedly", printable(target), exc_info=error)
+        return ProblemError(kind, "an unexpected error, described in the node's log")
+    return ProblemError(kind, str(error))
+
+
+def printable(text: str) -> str:
+    """Return a part of a request so escaped that headers and logs can carry it; as a URL it is the same."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return quote_from_bytes(raw, safe="!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
+def _redirect(error: errors.NotLeader, target: str) -> ProblemError:
+    members = {"leader": error.leader}
+    if error.leader_url is None:
+        return ProblemError(LEADER_URL_UNKNOWN, f"{error}, and its client URL is not known yet", members=members)
+    location = error.leader_url.rstrip("/") + printable(target)
+    return ProblemError(NOT_LEADER, str(error), members=members, headers={hdrs.LOCATION: location})
