@@ -1,0 +1,303 @@
+"""How a node's configuration is given: each setting declared once, with its flag, variable and TOML key.
+
+A setting has one name and three sources, in this order: the flag ``--data-dir``, the variable
+``RAFTKV_DATA_DIR``, the TOML key ``data_dir``; then its default. Everything here is a pure function of
+mappings: reading the command line, the environment and the file is left to the caller.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raftkv.config import HostPort, Limits, LogFormat, NodeConfig, Storage, Timing
+from raftkv.errors import ConfigurationError
+from raftkv.types import Member, NodeId
+
+ENVIRONMENT_PREFIX = "RAFTKV_"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as people give it.
+
+    Attributes:
+        flag: Its flag without the dashes in front, such as ``data-dir``.
+        metavar: The form of its value.
+        help: What it does, in one sentence.
+        default: Its default, as shown to people.
+        parse: Turns its text into a value.
+    """
+
+    flag: str
+    metavar: str
+    help: str
+    default: str
+    parse: Callable[[str], Any]
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return ENVIRONMENT_PREFIX + self.key.upper()
+
+    @property
+    def key(self) -> str:
+        """Its key in the TOML file."""
+        return self.flag.replace("-", "_")
+
+
+def _parse_integer(text: str) -> int:
+    if re.fullmatch(r"-?[0-9]{1,18}", text) is None:
+        raise ConfigurationError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,9})?", text) is None:
+        raise ConfigurationError(f"{text!r} is not a number of seconds")
+    return float(text)
+
+
+def _parse_name(text: str) -> NodeId:
+    if _NAME.fullmatch(text) is None:
+        raise ConfigurationError(
+            f"{text!r} is not a member's name: up to 63 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    return NodeId(text)
+
+
+def _parse_log_format(text: str) -> LogFormat:
+    try:
+        return LogFormat(text)
+    except ValueError:
+        choices = " or ".join(log_format.value for log_format in LogFormat)
+        raise ConfigurationError(f"{text!r} is not {choices}") from None
+
+
+def _parse_data_dir(text: str) -> Path:
+    if "\0" in text:
+        raise ConfigurationError("a path cannot contain a NUL")
+    return Path(text)
+
+
+def _parse_peer(text: str) -> str:
+    address = HostPort.parse(text)
+    if address.is_wildcard:
+        raise ConfigurationError(f"{text!r} is no address that other members could connect to")
+    return str(address)
+
+
+def _parse_client_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{text!r} is not a URL ({error})") from None
+    if parts.scheme not in ("http", "https"):
+        raise ConfigurationError(f"{text!r} is not an http:// or https:// URL")
+    if "@" in parts.netloc or parts.path not in ("", "/") or "?" in text or "#" in text:
+        raise ConfigurationError(f"{text!r} must be a scheme, a host and a port, and nothing more")
+    has_port = re.search(r":[0-9]+$", parts.netloc) is not None
+    default_port = 443 if parts.scheme == "https" else 80
+    address = HostPort.parse(parts.netloc if has_port else f"{parts.netloc}:{default_port}")
+    if address.is_wildcard:
+        raise ConfigurationError(f"{text!r} is no address that clients could connect to")
+    return f"{parts.scheme}://{address}" if has_port else f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def parse_initial_cluster(text: str) -> tuple[Member, ...]:
+    """Return the members that ``n1=HOST:PORT,n2=HOST:PORT`` lists, in that order.
+
+    Raises:
+        ConfigurationError: The list is malformed.
+    """
+    members = []
+    for item in text.split(","):
+        name, equals, address = item.strip().partition("=")
+        if not equals:
+            raise ConfigurationError(f"{item.strip()!r} is not NAME=HOST:PORT")
+        members.append(Member(_parse_name(name), _parse_peer(address)))
+    return tuple(members)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("name", "NAME", "This member's name, unique in its cluster.", "default", _parse_name),
+    Setting("data-dir", "DIR", "Directory of this member's data.", "./raftkv-data", _parse_data_dir),
+    Setting("listen-client", "HOST:PORT", "Where to listen for clients.", "127.0.0.1:2379", HostPort.parse),
+    Setting(
+        "advertise-client",
+        "URL",
+        "URL at which clients reach this node.",
+        "http:// and listen-client",
+        _parse_client_url,
+    ),
+    Setting("listen-peer", "HOST:PORT", "Where to listen for other members.", "127.0.0.1:2380", HostPort.parse),
+    Setting(
+        "advertise-peer",
+        "HOST:PORT",
+        "Address at which other members reach this node.",
+        "listen-peer",
+        _parse_peer,
+    ),
+    Setting(
+        "initial-cluster",
+        "NAME=HOST:PORT,…",
+        "Every member's name and advertised peer address, this one's too.",
+        "this node alone",
+        parse_initial_cluster,
+    ),
+    Setting("heartbeat-ms", "MS", "Period of the leader's heartbeat.", "100", _parse_integer),
+    Setting(
+        "election-timeout-ms",
+        "MS",
+        "Silence after which a follower campaigns: a random time between this and twice this.",
+        "1000",
+        _parse_integer,
+    ),
+    Setting(
+        "min-free-bytes",
+        "BYTES",
+        "With less free disk than this, writes are refused.",
+        "67108864",
+        _parse_integer,
+    ),
+    Setting(
+        "snapshot-journal-bytes",
+        "BYTES",
+        "Journal growth after which a snapshot is taken.",
+        "33554432",
+        _parse_integer,
+    ),
+    Setting("max-pending-proposals", "N", "Writes that may wait; more are refused.", "20000", _parse_integer),
+    Setting(
+        "request-timeout-s",
+        "SECONDS",
+        "Time after which a request's outcome is called unknown.",
+        "5.0",
+        _parse_seconds,
+    ),
+    Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),
+)
+"""Every setting of a node, in the order of ``--help``."""
+
+_BY_KEY = {setting.key: setting for setting in SETTINGS}
+
+
+def parse_toml(text: str, source: str) -> dict[str, str]:
+    """Return the settings of a TOML file as texts by key.
+
+    Args:
+        text: The file's content.
+        source: The file's name, for messages.
+
+    Raises:
+        ConfigurationError: It is not TOML, has an unknown key, or a value that is neither text nor number.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source}: not TOML: {error}") from error
+    settings = {}
+    for key, value in document.items():
+        if key not in _BY_KEY:
+            raise ConfigurationError(f"{source}: unknown key {key!r}; the keys are {', '.join(_BY_KEY)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ConfigurationError(f"{source}: {key} must be a text or a number")
+        settings[key] = str(value)
+    return settings
+
+
+def build_config(
+    flags: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    file_settings: Mapping[str, str],
+    file_source: str = "the configuration file",
+) -> NodeConfig:
+    """Build a node's configuration: flags before environment before file before defaults.
+
+    Args:
+        flags: Texts by TOML key; None for a flag that was not given.
+        environment: The process environment. An empty variable counts as unset. Variables that name no
+            setting are ignored: Kubernetes sets some (``RAFTKV_PORT``) for a service that is called raftkv.
+        file_settings: What ``parse_toml`` returned.
+        file_source: The file's name, for messages.
+
+    Raises:
+        ConfigurationError: A value is malformed, or two contradict each other.
+    """
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = _lookup(setting, flags, environment, file_settings, file_source)
+        if given is not None:
+            values[setting.key] = _parse(setting, *given)
+    return _assemble(values)
+
+
+def _lookup(
+    setting: Setting,
+    flags: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    file_settings: Mapping[str, str],
+    file_source: str,
+) -> tuple[str, str] | None:
+    flag = flags.get(setting.key)
+    if flag is not None:
+        return flag, f"--{setting.flag}"
+    if environment.get(setting.variable):
+        return environment[setting.variable], setting.variable
+    if setting.key in file_settings:
+        return file_settings[setting.key], f"{file_source}: {setting.key}"
+    return None
+
+
+def _parse(setting: Setting, text: str, source: str) -> Any:
+    if not text:
+        raise ConfigurationError(f"{source}: the value is empty")
+    try:
+        return setting.parse(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+
+
+def _assemble(values: Mapping[str, Any]) -> NodeConfig:
+    name = values.get("name", NodeId("default"))
+    listen_client = values.get("listen_client", HostPort("127.0.0.1", 2379))
+    listen_peer = values.get("listen_peer", HostPort("127.0.0.1", 2380))
+    advertise_client = values.get("advertise_client")
+    if advertise_client is None:
+        advertise_client = f"http://{_reachable('client', listen_client)}"
+    advertise_peer = values.get("advertise_peer")
+    if advertise_peer is None:
+        advertise_peer = _reachable("peer", listen_peer)
+    return NodeConfig(
+        name=name,
+        data_dir=values.get("data_dir", Path("raftkv-data")),
+        listen_client=listen_client,
+        advertise_client=advertise_client,
+        listen_peer=listen_peer,
+        advertise_peer=advertise_peer,
+        initial_cluster=values.get("initial_cluster", (Member(name, advertise_peer),)),
+        timing=Timing(**_group(values, "heartbeat_ms", "election_timeout_ms")),
+        storage=Storage(**_group(values, "min_free_bytes", "snapshot_journal_bytes")),
+        limits=Limits(**_group(values, "max_pending_proposals", "request_timeout_s")),
+        log_format=values.get("log_format", LogFormat.TEXT),
+    )
+
+
+def _reachable(side: str, listen: HostPort) -> str:
+    if listen.is_wildcard:
+        raise ConfigurationError(
+            f"listen-{side} ({listen}) is no address that others could connect to, so advertise-{side} must be given"
+        )
+    return str(listen)
+
+
+def _group(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
