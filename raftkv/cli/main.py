@@ -1,0 +1,34 @@
+"""The command ``raftkv``."""
+
+from __future__ import annotations
+
+import click
+
+from raftkv import __version__
+from raftkv.cli import dev, keys, serve, status, trees
+from raftkv.cli.failures import EXIT_CODES_HELP
+
+
+@click.group(epilog=EXIT_CODES_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raftkv")
+def raftkv() -> None:
+    """raftkv: a strongly consistent key-value service over HTTP."""
+
+
+for _command in (
+    serve.serve,
+    dev.dev,
+    keys.put,
+    keys.get,
+    keys.delete,
+    keys.list_keys,
+    status.status,
+    trees.import_tree,
+    trees.export_tree,
+):
+    raftkv.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    raftkv()

@@ -1,0 +1,241 @@
+"""What a node answers, as types; an answer of another shape is refused, never guessed at."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+
+from raftkv.client.failures import UnexpectedAnswer
+from raftkv.types import Index, KeyRange, KeyValue, NodeId, NodeStatus, Revision, Role, Term
+
+_Field = TypeVar("_Field")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer, read completely.
+
+    Attributes:
+        status: Its status code.
+        headers: Its headers; the mapping ignores case.
+        body: Its body.
+        source: The URL that answered, for messages.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A put that happened: the revisions of the key now, and the store's revision."""
+
+    revision: Revision
+    create_revision: Revision
+    mod_revision: Revision
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A delete that happened: how many keys it removed (0 or 1), and the store's revision."""
+
+    revision: Revision
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A key that exists, and the store's revision at which it was read."""
+
+    revision: Revision
+    item: KeyValue
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A key that does not exist, and the store's revision at which it did not."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One member as the answering node sees it; ``status`` is None when the member did not answer it."""
+
+    name: NodeId
+    peer_address: str
+    status: NodeStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster as the answering node sees it; ``leader`` and ``leader_url`` are None while unknown."""
+
+    cluster_id: str
+    answered_by: NodeId
+    leader: NodeId | None
+    leader_url: str | None
+    term: Term
+    members: tuple[MemberView, ...]
+
+
+class _Document:
+    """A JSON object whose members are read with their types checked."""
+
+    def __init__(self, document: Any, source: str) -> None:
+        if not isinstance(document, dict):
+            raise UnexpectedAnswer(f"{source}: the answer is not a JSON object")
+        self._document = document
+        self._source = source
+
+    def get(self, name: str, kind: type[_Field]) -> _Field:
+        value = self._document.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UnexpectedAnswer(f"{self._source}: {name} is missing from the answer, or not {kind.__name__}")
+        return value
+
+    def optional(self, name: str, kind: type[_Field]) -> _Field | None:
+        return None if self._document.get(name) is None else self.get(name, kind)
+
+    def nested(self, name: str) -> list[_Document]:
+        return [_Document(item, self._source) for item in self.get(name, list)]
+
+    def child(self, name: str) -> _Document | None:
+        value = self._document.get(name)
+        return None if value is None else _Document(value, self._source)
+
+    def revision(self, name: str = "revision") -> Revision:
+        return Revision(self.get(name, int))
+
+    def bytes(self, name: str) -> bytes:
+        try:
+            return base64.b64decode(self.get(name, str), validate=True)
+        except (binascii.Error, ValueError):
+            raise UnexpectedAnswer(f"{self._source}: {name} is not base64") from None
+
+
+def document_of(answer: Answer) -> _Document:
+    """Return the JSON object that an answer carries.
+
+    Raises:
+        UnexpectedAnswer: It carries none.
+    """
+    try:
+        return _Document(orjson.loads(answer.body), answer.source)
+    except orjson.JSONDecodeError:
+        raise UnexpectedAnswer(f"{answer.source}: the answer ({answer.status}) is not JSON") from None
+
+
+def parse_stored(answer: Answer) -> Stored:
+    """Read the answer to a put."""
+    document = document_of(answer)
+    return Stored(
+        revision=document.revision(),
+        create_revision=document.revision("create_revision"),
+        mod_revision=document.revision("mod_revision"),
+        version=document.get("version", int),
+    )
+
+
+def parse_deleted(answer: Answer) -> Deleted:
+    """Read the answer to a delete."""
+    document = document_of(answer)
+    return Deleted(document.revision(), document.get("deleted", int))
+
+
+def parse_found(key: bytes, answer: Answer) -> Found:
+    """Read the answer to a get of a key that exists."""
+    item = KeyValue(
+        key=key,
+        value=answer.body,
+        create_revision=Revision(_header(answer, "X-Raftkv-Create-Revision", r"([0-9]+)")),
+        mod_revision=Revision(_header(answer, "ETag", r'"([0-9]+)"')),
+        version=_header(answer, "X-Raftkv-Version", r"([0-9]+)"),
+    )
+    return Found(Revision(_header(answer, "X-Raftkv-Revision", r"([0-9]+)")), item)
+
+
+def _header(answer: Answer, name: str, pattern: str) -> int:
+    found = re.fullmatch(pattern, answer.headers.get(name, ""), re.ASCII)
+    if found is None:
+        raise UnexpectedAnswer(f"{answer.source}: the answer's {name} header is missing or not valid")
+    return int(found[1])
+
+
+def parse_missing(answer: Answer) -> Missing:
+    """Read the answer to a get of a key that does not exist."""
+    return Missing(document_of(answer).revision())
+
+
+def parse_page(answer: Answer) -> KeyRange:
+    """Read one page of a listing in base64."""
+    document = document_of(answer)
+    return KeyRange(
+        items=tuple(_parse_item(item) for item in document.nested("items")),
+        revision=document.revision(),
+        next_key=None if document.optional("next", str) is None else document.bytes("next"),
+    )
+
+
+def _parse_item(item: _Document) -> KeyValue:
+    return KeyValue(
+        key=item.bytes("key"),
+        # Left out of a listing of keys only.
+        value=b"" if item.optional("value", str) is None else item.bytes("value"),
+        create_revision=item.revision("create_revision"),
+        mod_revision=item.revision("mod_revision"),
+        version=item.get("version", int),
+        lease=item.optional("lease", int) or 0,
+    )
+
+
+def parse_cluster(answer: Answer) -> ClusterView:
+    """Read a description of the cluster."""
+    document = document_of(answer)
+    leader = document.optional("leader", str)
+    return ClusterView(
+        cluster_id=document.get("cluster_id", str),
+        answered_by=NodeId(document.get("answered_by", str)),
+        leader=None if leader is None else NodeId(leader),
+        leader_url=document.optional("leader_url", str),
+        term=Term(document.get("term", int)),
+        members=tuple(_parse_member(member, answer.source) for member in document.nested("members")),
+    )
+
+
+def _parse_member(member: _Document, source: str) -> MemberView:
+    name = NodeId(member.get("name", str))
+    peer_address = member.get("peer_address", str)
+    status = member.child("status")
+    parsed = None if status is None else _parse_status(name, peer_address, status, source)
+    return MemberView(name, peer_address, parsed)
+
+
+def _parse_status(name: NodeId, peer_address: str, status: _Document, source: str) -> NodeStatus:
+    leader = status.optional("leader", str)
+    try:
+        role = Role(status.get("role", str))
+    except ValueError as error:
+        raise UnexpectedAnswer(f"{source}: {error}") from None
+    return NodeStatus(
+        name=name,
+        role=role,
+        term=Term(status.get("term", int)),
+        leader=None if leader is None else NodeId(leader),
+        commit_index=Index(status.get("commit_index", int)),
+        applied_index=Index(status.get("applied_index", int)),
+        last_index=Index(status.get("last_index", int)),
+        revision=status.revision(),
+        client_url=status.optional("client_url", str),
+        peer_address=peer_address,
+        version=status.get("version", str),
+    )

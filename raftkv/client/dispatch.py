@@ -1,0 +1,255 @@
+"""How a request finds an endpoint that serves it: redirects, other endpoints, waiting, and an honest end.
+
+Each try of a request ends in an answer, in ``_Refused`` (this endpoint certainly did nothing: another may be asked) or
+in ``_Lost`` (it may have been applied). Reads change nothing, so to them both are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+from yarl import URL
+
+from raftkv import __version__
+from raftkv.client.answers import Answer, document_of
+from raftkv.client.failures import ConditionNotMet, UnexpectedAnswer, Unreachable
+from raftkv.client.targets import parse_endpoints
+from raftkv.errors import InvalidRequest, RaftkvError, StorageLow, UnknownOutcome
+from raftkv.types import Revision
+
+_CONNECT_SECONDS = 2.0
+_BACKOFF_FIRST_SECONDS = 0.05
+_BACKOFF_MAX_SECONDS = 1.0
+_MAX_RETRY_AFTER_SECONDS = 5.0
+_MAX_REDIRECTS = 5
+_MAX_IDLE_CONNECTIONS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, independent of the endpoint that will serve it.
+
+    Attributes:
+        method: Its method.
+        target: Path and query, percent-encoded.
+        body: Its body, None for none.
+        headers: Its headers.
+        is_read: Whether it changes nothing, so that any endpoint may be asked any number of times.
+        retry_unknown: Whether a write may be sent again although it may have been applied.
+    """
+
+    method: str
+    target: str
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    is_read: bool = False
+    retry_unknown: bool = False
+
+
+class _Refused(Exception):  # a step of the search, not an error
+    """This endpoint did nothing with the request."""
+
+    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class _Lost(Exception):  # likewise
+    """The request was sent, and no answer says what became of it."""
+
+
+class Dispatcher:
+    """Sends requests to the endpoint that can serve them.
+
+    Args:
+        endpoints: URLs of some nodes.
+        timeout_seconds: Time until a request is given up.
+        attempt_timeout_seconds: Time until one endpoint's answer is given up.
+        jitter: Returns a number in [0, 1), by which waiting clients are spread.
+
+    Raises:
+        InvalidRequest: An endpoint is malformed, or there is none.
+    """
+
+    def __init__(
+        self,
+        endpoints: list[str],
+        timeout_seconds: float,
+        attempt_timeout_seconds: float,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._endpoints = list(parse_endpoints(endpoints))
+        self._timeout_seconds = timeout_seconds
+        self._attempt_timeout_seconds = attempt_timeout_seconds
+        self._jitter = jitter
+        self._leader: URL | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Get ready to send."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_MAX_IDLE_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"raftkv/{__version__}"},
+            auto_decompress=False,
+            skip_auto_headers=("Content-Type", "Accept-Encoding"),
+            middlewares=(_tell_lost_from_refused,),
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(self, request: Request) -> Answer:
+        """Return the answer of the first endpoint that serves the request.
+
+        Raises:
+            NotApplied: It was refused, or nobody could be reached in time; it has no effect.
+            UnknownOutcome: It is a write that may have been applied.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds
+        backoff = self._backoff()
+        may_be_applied = False
+        while True:
+            wait = 0.0
+            for endpoint in self._candidates(request):
+                try:
+                    return await self._ask(endpoint, request, deadline)
+                except _Refused as refusal:
+                    last, wait = str(refusal), max(wait, refusal.retry_after)
+                except _Lost as loss:
+                    if not (request.is_read or request.retry_unknown):
+                        raise UnknownOutcome(str(loss)) from loss
+                    last, may_be_applied = str(loss), may_be_applied or not request.is_read
+            wait = max(wait, next(backoff))
+            if loop.time() + wait >= deadline:
+                message = f"no endpoint served the request within {self._timeout_seconds:g} s; last: {last}"
+                raise UnknownOutcome(message) if may_be_applied else Unreachable(message)
+            await asyncio.sleep(wait)
+
+    def _backoff(self) -> Iterator[float]:
+        ceiling = _BACKOFF_FIRST_SECONDS
+        while True:
+            yield ceiling * (0.5 + self._jitter() / 2)
+            ceiling = min(2 * ceiling, _BACKOFF_MAX_SECONDS)
+
+    def _candidates(self, request: Request) -> list[URL]:
+        # Only writes go to the leader by themselves: whoever names an endpoint for a read may mean that very node.
+        leader = None if request.is_read else self._leader
+        if leader is None:
+            return list(self._endpoints)
+        return [leader, *(endpoint for endpoint in self._endpoints if endpoint != leader)]
+
+    async def _ask(self, endpoint: URL, request: Request, deadline: float) -> Answer:
+        try:
+            answer = await self._follow(endpoint, request, deadline)
+        except (_Refused, _Lost):
+            self._demote(endpoint)
+            raise
+        return answer
+
+    def _demote(self, endpoint: URL) -> None:
+        if endpoint == self._leader:
+            self._leader = None
+        if endpoint == self._endpoints[0]:
+            self._endpoints.append(self._endpoints.pop(0))
+
+    async def _follow(self, endpoint: URL, request: Request, deadline: float) -> Answer:
+        """Send the request to an endpoint and on to where it redirects."""
+        for _ in range(_MAX_REDIRECTS):
+            answer = await self._exchange(endpoint, request, deadline)
+            if answer.status not in (307, 308):
+                _judge(answer)
+                return answer
+            endpoint = _redirect_origin(answer)
+            self._leader = endpoint
+        self._leader = None
+        raise _Refused(f"{endpoint}: more than {_MAX_REDIRECTS} redirects")
+
+    async def _exchange(self, endpoint: URL, request: Request, deadline: float) -> Answer:
+        assert self._session is not None, "the client is used outside of its 'async with' block"
+        remaining = deadline - asyncio.get_running_loop().time()
+        if remaining <= 0:
+            raise _Refused("the deadline passed")
+        url = URL(f"{endpoint}{request.target}", encoded=True)
+        timeout = aiohttp.ClientTimeout(
+            total=min(remaining, self._attempt_timeout_seconds), sock_connect=_CONNECT_SECONDS
+        )
+        async with (
+            _losses(url),
+            self._session.request(
+                request.method,
+                url,
+                data=request.body,
+                headers=request.headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response,
+        ):
+            return Answer(response.status, response.headers, await response.read(), str(url.origin()))
+
+
+async def _tell_lost_from_refused(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    # aiohttp would send a PUT again by itself when a kept connection breaks; a conditional write that was
+    # applied the first time would then be reported as refused. An error of another family prevents that.
+    async with _losses(request.url):
+        return await handler(request)
+
+
+@asynccontextmanager
+async def _losses(url: URL) -> AsyncIterator[None]:
+    origin = url.origin()
+    try:
+        yield
+    except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+        raise _Refused(f"{origin}: {error}") from error
+    except TimeoutError as error:
+        raise _Lost(f"{origin}: no answer in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise _Lost(f"{origin}: the connection broke ({error or type(error).__name__})") from error
+
+
+def _redirect_origin(answer: Answer) -> URL:
+    """Return the server that a redirect names.
+
+    The leader serves the same target as every node, so only the server is taken: the key's encoding stays as it is.
+    """
+    try:
+        return parse_endpoints([str(URL(answer.headers.get("Location", ""), encoded=True).origin())])[0]
+    except (ValueError, InvalidRequest) as error:
+        raise UnexpectedAnswer(f"{answer.source}: a redirect to nowhere ({error})") from None
+
+
+def _judge(answer: Answer) -> None:
+    """Raise what an answer means unless it is a result."""
+    if answer.status in (200, 201, 404):
+        return
+    document = document_of(answer)
+    reason = document.optional("detail", str) or document.optional("title", str) or f"status {answer.status}"
+    message = f"{answer.source}: {reason}"
+    if answer.status == 412:
+        raise ConditionNotMet(reason, document.revision("mod_revision"), Revision(document.revision()))
+    if answer.status in (408, 429, 503) or (answer.status >= 500 and document.get("applied", str) == "no"):
+        raise _refusal(answer, message)
+    if answer.status >= 500:
+        raise _Lost(message)
+    raise InvalidRequest(message)
+
+
+def _refusal(answer: Answer, message: str) -> RaftkvError | _Refused:
+    if answer.status == 507:
+        return StorageLow(message)
+    retry_after = answer.headers.get("Retry-After", "")
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
+        return _Refused(message, min(float(retry_after), _MAX_RETRY_AFTER_SECONDS))
+    return _Refused(message)

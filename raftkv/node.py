@@ -1,0 +1,290 @@
+"""The composition root: builds a node from its configuration and the real ports, and starts and stops it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from raftkv import __version__
+from raftkv.config import NodeConfig
+from raftkv.consensus.core import RaftCore
+from raftkv.consensus.engine import Timing
+from raftkv.consensus.journal import Journal
+from raftkv.consensus.segments import SegmentedLog, recover
+from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
+from raftkv.errors import CorruptData, FatalError, ForeignData
+from raftkv.http import FrontEnd, FrontEndSettings
+from raftkv.runtime.clock import RealClock, RealRandomness
+from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
+from raftkv.runtime.identity import Identity, load_or_create
+from raftkv.runtime.journal_writer import JournalWriter
+from raftkv.runtime.replica import Replica, ReplicaSettings
+from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
+from raftkv.runtime.transport import LocalIdentity, Transport
+from raftkv.service.cluster import Cluster
+from raftkv.service.kv import KeyValues
+from raftkv.service.proposer import ProposerLimits
+from raftkv.store.machine import CommittedEntry, Machine, open_machine, stage_copy
+from raftkv.types import Index, NodeId, Term
+
+logger = logging.getLogger(__name__)
+
+_HAND_OVER_SECONDS = 3.0
+_REQUEST_GRACE_SECONDS = 3.0
+
+_THREAD_SWITCH_SECONDS = 0.0005
+"""The journal's thread needs the interpreter right after a sync; the default of 5 ms would be added to every write."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Everything at rest, recovered and checked."""
+
+    identity: Identity
+    journal: Journal
+    segments: SegmentedLog
+    machine: Machine
+    catalog: SnapshotCatalog
+
+
+class Node:
+    """One running raftkv node.
+
+    Args:
+        config: Its validated configuration.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._clock = RealClock()
+        self._randomness = RealRandomness()
+        self._members = {member.name: member for member in config.initial_cluster}
+        self._stop_requested = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._rejected_by: dict[NodeId, str] = {}
+
+    async def run(self) -> None:
+        """Serve until ``request_stop`` is called.
+
+        Raises:
+            FatalError: The node could not start, or cannot go on.
+        """
+        directory = RealDirectory(Path(self._config.data_dir))
+        with DataDirectoryLock(Path(self._config.data_dir)):
+            storage = self._recover(directory)
+            try:
+                await self._serve(directory, storage)
+            finally:
+                storage.machine.close()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def request_stop(self) -> None:
+        """End ``run`` in good order."""
+        self._stop_requested.set()
+
+    def _recover(self, directory: RealDirectory) -> _Storage:
+        config = self._config
+        identity = load_or_create(directory, config.name, config.initial_cluster, self._randomness)
+        catalog = SnapshotCatalog(directory.child("snapshots"), identity.cluster_id)
+        catalog.discard_partial()
+        manifest = catalog.newest()
+        machine = open_machine(Path(config.data_dir) / "store", identity.cluster_id, boot_id())
+        if manifest is not None and machine.applied_index < manifest.index:
+            _restore(machine, catalog, manifest)
+        recovered = recover(
+            directory.child("journal"),
+            identity.cluster_id,
+            None if manifest is None else (manifest.index, manifest.term),
+        )
+        if recovered.cut_bytes:
+            logger.warning("cut %d bytes of a torn record from the end of the journal", recovered.cut_bytes)
+        journal = Journal(recovered)
+        segments = SegmentedLog(directory.child("journal"), identity.cluster_id, recovered)
+        if machine.applied_index == 0:
+            # Every log begins with this no-op of the engine; it is never replicated.
+            machine.apply([CommittedEntry(Index(1), Term(0), None)])
+        _check_agreement(machine, journal, config.data_dir)
+        return _Storage(identity, journal, segments, machine, catalog)
+
+    async def _serve(self, directory: RealDirectory, storage: _Storage) -> None:
+        config = self._config
+        core = RaftCore(
+            config.name,
+            self._members,
+            storage.journal,
+            storage.machine.applied_index,
+            Timing(config.timing.heartbeat_ms / 1000, config.timing.election_timeout_ms / 1000),
+            self._clock,
+            self._randomness,
+        )
+        replica = Replica(
+            config.name,
+            self._members,
+            config.advertise_client,
+            core,
+            storage.journal,
+            storage.machine,
+            directory,
+            self._clock,
+            self._replica_settings(),
+            self._fail,
+        )
+        writer = JournalWriter(storage.segments, replica.on_synced, replica.on_failed)
+        handler = _TransportEvents(self, replica, storage)
+        transport = Transport(
+            config.name,
+            {name: member.peer_address for name, member in self._members.items() if name != config.name},
+            LocalIdentity(storage.identity.cluster_id, storage.identity.storage_id, config.advertise_client),
+            handler,
+            on_fatal=self._fail,
+        )
+        snapshots = SnapshotKeeper(
+            core,
+            storage.journal,
+            storage.machine,
+            storage.catalog,
+            tuple(sorted(self._members)),
+            SnapshotPolicy(journal_bytes=config.storage.snapshot_journal_bytes),
+            self._clock,
+            replica.send,
+            replica.on_compacted,
+            replica.on_installed,
+            self._fail,
+        )
+        front_end = FrontEnd(
+            KeyValues(storage.machine, replica.proposer, replica.gate),
+            Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
+            FrontEndSettings(),
+        )
+        writer.start()
+        try:
+            replica.start(writer, transport, snapshots)
+            await transport.start(config.listen_peer.host, config.listen_peer.port)
+            await front_end.start(config.listen_client.host, config.listen_client.port)
+            logger.info(
+                "raftkv %s: %s of cluster %s serves clients on %s",
+                __version__,
+                config.name,
+                storage.identity.cluster_id,
+                config.advertise_client,
+            )
+            await self._stop_requested.wait()
+            logger.info("stopping")
+            if self._fatal is None:
+                await replica.hand_over(_HAND_OVER_SECONDS)
+        finally:
+            await front_end.stop(_REQUEST_GRACE_SECONDS if self._fatal is None else 0.0)
+            replica.stop()
+            await snapshots.stop()
+            await transport.stop()
+            await asyncio.to_thread(writer.stop)
+
+    def _replica_settings(self) -> ReplicaSettings:
+        config = self._config
+        return ReplicaSettings(
+            heartbeat_seconds=config.timing.heartbeat_ms / 1000,
+            min_free_bytes=config.storage.min_free_bytes,
+            proposer=ProposerLimits(
+                pending_commands=config.limits.max_pending_proposals,
+                timeout_seconds=config.limits.request_timeout_s,
+            ),
+            read_timeout_seconds=config.limits.request_timeout_s,
+        )
+
+    def _fail(self, error: BaseException) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            if not isinstance(error, FatalError):
+                logger.critical("unexpected error", exc_info=error)
+        self._stop_requested.set()
+
+    def rejected(self, peer: NodeId, code: str, text: str, *, has_cluster: bool) -> None:
+        """Take a peer's refusal to talk to this node.
+
+        A node that never met its cluster and that most of its peers refuse is wrongly configured, or has lost its disk.
+        """
+        logger.warning("%s refuses this node: %s", peer, text)
+        self._rejected_by[peer] = text
+        others = len(self._members) - 1
+        if code in _PERMANENT_REJECTIONS and not has_cluster and 2 * len(self._rejected_by) > others:
+            self._fail(ForeignData(f"{peer} refuses this node: {text}"))
+
+
+_PERMANENT_REJECTIONS = frozenset({"cluster", "member", "storage", "target"})
+
+
+class _TransportEvents:
+    """Brings the transport's events to the replica, and keeps strangers and amnesiacs away from it."""
+
+    def __init__(self, node: Node, replica: Replica, storage: _Storage) -> None:
+        self._node = node
+        self._replica = replica
+        self._journal = storage.journal
+        self.on_message = replica.on_message
+        self.on_connected = replica.on_connected
+        self.on_disconnected = replica.on_disconnected
+        self.on_congested = replica.on_congested
+        self.on_drained = replica.on_drained
+
+    def accept_peer(self, name: NodeId, storage_id: str) -> str | None:
+        """Return why a member is refused, None when it is welcome."""
+        known = self._journal.member_storage.get(name)
+        if known is None:
+            self._journal.record_member_storage(name, storage_id)
+            self._replica.wake()
+            return None
+        if known == storage_id:
+            return None
+        return (
+            f"member {name} has come back with other storage ({storage_id}, known is {known}): "
+            "it has forgotten its votes, so it must not take part under this name"
+        )
+
+    def on_rejected(self, peer: NodeId, code: str, text: str) -> None:
+        """Take a peer's refusal."""
+        self._node.rejected(peer, code, text, has_cluster=self._replica.status().leader is not None)
+
+
+def _restore(machine: Machine, catalog: SnapshotCatalog, manifest: SnapshotManifest) -> None:
+    logger.info("restoring the store from the snapshot at index %d", manifest.index)
+    catalog.verify(manifest)
+    path = Path(catalog.path(manifest))
+    staged = path.with_suffix(".partial")
+    stage_copy(path, staged)
+    machine.install_staged(staged)
+
+
+def _check_agreement(machine: Machine, journal: Journal, data_dir: Path) -> None:
+    term = journal.term_at(machine.applied_index)
+    if machine.applied_index > journal.last_index or (term is not None and term != machine.applied_term):
+        raise CorruptData(
+            f"{data_dir}/journal",
+            0,
+            f"the store has applied entry {machine.applied_index} of term {machine.applied_term}, "
+            f"which is not in the journal (it ends at {journal.last_index})",
+        )
+
+
+async def _run_until_signal(config: NodeConfig) -> None:
+    node = Node(config)
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, node.request_stop)
+    await node.run()
+
+
+def run_node(config: NodeConfig) -> None:
+    """Run a node until it is told to stop by SIGTERM or SIGINT.
+
+    Raises:
+        FatalError: The node could not start, or cannot go on.
+    """
+    sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
+    uvloop.run(_run_until_signal(config))
