@@ -288,7 +288,10 @@ class RaftCore:
 
     def request_read(self, token: int) -> None:
         """Ask for a linearizable read; ``take_confirmed_reads`` will name the token, unless the leader is lost."""
-        self._barrier.request(token)
+        if self._guards.read_index:
+            self._barrier.request(token)
+        else:
+            self._barrier.pass_unconfirmed(token, self._engine.commit_index)
 
     def forget_reads(self, tokens: Iterable[int]) -> None:
         """Drop reads whose callers gave up."""
@@ -503,7 +506,7 @@ class RaftCore:
             self._ready_messages.append((peer, message))
             return True
         if isinstance(message, AppendResult):
-            message = answer_append(message, self._append_plan, self._journal, self._engine.commit_index)
+            message = answer_append(message, self._append_plan, self._journal, self._engine.commit_index, self._guards)
         self._send_after_sync(peer, message)
         return True
 

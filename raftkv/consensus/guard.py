@@ -159,7 +159,9 @@ def _first_new_entry(message: AppendEntries, log: LogView, commit_index: Index) 
     return len(message.entries)
 
 
-def answer_append(result: AppendResult, plan: AppendPlan | None, log: LogView, commit_index: Index) -> AppendResult:
+def answer_append(
+    result: AppendResult, plan: AppendPlan | None, log: LogView, commit_index: Index, guards: Guards
+) -> AppendResult:
     """Correct the engine's answer to an append.
 
     Args:
@@ -167,6 +169,7 @@ def answer_append(result: AppendResult, plan: AppendPlan | None, log: LogView, c
         plan: How the append was rewritten, None when it was not.
         log: This node's log after the append.
         commit_index: This node's commit index.
+        guards: Rules that are on.
 
     Returns:
         A success that claims only what was compared, or a refusal whose hint skips the whole conflicting term.
@@ -175,7 +178,7 @@ def answer_append(result: AppendResult, plan: AppendPlan | None, log: LogView, c
         if plan is None or plan.claim is None:
             return result
         return replace(result, next_index=Index(plan.claim + 1))
-    if not result.reset:
+    if not (result.reset and guards.conflict_hint):
         return result
     return replace(result, next_index=_start_of_conflict(Index(result.next_index), log, commit_index))
 

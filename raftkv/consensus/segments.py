@@ -208,6 +208,8 @@ def recover(directory: Directory, cluster_id: ClusterId, snapshot: tuple[Index, 
         segments.append((number, reader.highest_index))
         tail_bytes, cut_bytes = reader.valid_bytes, reader.cut_bytes
     if log is None:
+        if snapshot is not None:
+            raise CorruptData(directory.path, 0, "there is a snapshot but no journal: votes and entries are gone")
         log = _Log(first=2, entries=[], state=LogState())
     recovered = _rebase(directory, log, snapshot)
     return RecoveredLog(

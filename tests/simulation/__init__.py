@@ -1,0 +1,1 @@
+"""Deterministic simulation: the real code on virtual time, network and disk."""

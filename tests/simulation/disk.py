@@ -1,0 +1,198 @@
+"""A virtual disk: files that lose what was not synced when they crash, and that fail when they are told to.
+
+The model is a journalling file system with ordered metadata: of the data that was appended since the last sync of a
+file any prefix may survive, the last write torn at any byte; of the changes to names since the last sync of the
+directory any prefix may survive.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+
+
+class SimulatedCrash(BaseException):
+    """The process ends at this very operation."""
+
+
+class _File:
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = bytearray(data)
+        self.synced = len(data)
+
+
+class VirtualDisk:
+    """The disk of one node: a tree of directories that share a fate.
+
+    Attributes:
+        capacity: Bytes that all files may have together; None for no bound.
+        fail_syncs: Every sync raises EIO while this is set.
+        fail_writes: Every append raises EIO while this is set.
+        crash_at: The operation, counted from 0, at which ``SimulatedCrash`` is raised; None for never.
+        operations: Mutating operations so far.
+    """
+
+    def __init__(self) -> None:
+        self.capacity: int | None = None
+        self.fail_syncs = False
+        self.fail_writes = False
+        self.crash_at: int | None = None
+        self.operations = 0
+        self.directories: dict[str, VirtualDirectory] = {}
+        self.root = self.directory("disk")
+
+    def directory(self, path: str) -> VirtualDirectory:
+        """Return the directory at a path, made when missing."""
+        if path not in self.directories:
+            self.directories[path] = VirtualDirectory(self, path)
+        return self.directories[path]
+
+    def crash(self, rng: random.Random) -> None:
+        """Lose what need not have survived a power loss."""
+        for directory in self.directories.values():
+            directory.lose_unsynced(rng)
+
+    def used(self) -> int:
+        """Bytes of all files."""
+        return sum(len(file.data) for each in self.directories.values() for file in each.files.values())
+
+    def count(self) -> None:
+        """Count one operation, and crash if it is the one."""
+        number, self.operations = self.operations, self.operations + 1
+        if self.crash_at is not None and number >= self.crash_at:
+            raise SimulatedCrash
+
+
+class VirtualDirectory:
+    """``raftkv.ports.Directory`` on a virtual disk."""
+
+    def __init__(self, disk: VirtualDisk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+        self.files: dict[str, _File] = {}
+        self._durable: dict[str, _File] = {}
+        self._pending: list[Callable[[dict[str, _File]], None]] = []
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def names(self) -> list[str]:
+        return sorted(self.files)
+
+    def read(self, name: str) -> bytes:
+        return bytes(self._file(name).data)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        return bytes(self._file(name).data[offset : offset + size])
+
+    def create(self, name: str) -> VirtualAppendFile:
+        self._disk.count()
+        if name in self.files:
+            raise FileExistsError(errno.EEXIST, "File exists", name)
+        file = _File()
+        self._change(lambda names: names.__setitem__(name, file))
+        return VirtualAppendFile(self._disk, file)
+
+    def open_append(self, name: str, size: int) -> VirtualAppendFile:
+        file = self._file(name)
+        if len(file.data) != size:
+            self._disk.count()
+            del file.data[size:]
+            file.synced = len(file.data)
+        return VirtualAppendFile(self._disk, file)
+
+    def replace(self, name: str, data: bytes) -> None:
+        aside = f"{name}.tmp"
+        if aside in self.files:
+            self.remove(aside)
+        file = self.create(aside)
+        file.append(data)
+        file.sync()
+        self.rename(aside, name)
+        self.sync()
+
+    def rename(self, name: str, new_name: str) -> None:
+        self._disk.count()
+        self._file(name)
+
+        def change(names: dict[str, _File]) -> None:
+            names[new_name] = names.pop(name)
+
+        self._change(change)
+
+    def remove(self, name: str) -> None:
+        self._disk.count()
+        self._file(name)
+        self._change(lambda names: names.pop(name, None))
+
+    def sync(self) -> None:
+        self._disk.count()
+        if self._disk.fail_syncs:
+            raise OSError(errno.EIO, "Input/output error")
+        self._durable = dict(self.files)
+        self._pending.clear()
+
+    def child(self, name: str) -> VirtualDirectory:
+        return self._disk.directory(f"{self._path}/{name}")
+
+    def free_bytes(self) -> int:
+        return 2**40 if self._disk.capacity is None else max(0, self._disk.capacity - self._disk.used())
+
+    def flip_bit(self, name: str, bit: int) -> None:
+        """Change one bit of a file at rest."""
+        self._file(name).data[bit // 8] ^= 1 << bit % 8
+
+    def lose_unsynced(self, rng: random.Random) -> None:
+        """Keep a random prefix of what was not synced."""
+        survivors = dict(self._durable)
+        for change in self._pending[: rng.randint(0, len(self._pending))]:
+            change(survivors)
+        for file in survivors.values():
+            file_end = rng.randint(file.synced, len(file.data))
+            del file.data[file_end:]
+            file.synced = file_end
+        self.files = survivors
+        self._durable = dict(survivors)
+        self._pending.clear()
+
+    def _change(self, change: Callable[[dict[str, _File]], None]) -> None:
+        change(self.files)
+        self._pending.append(change)
+
+    def _file(self, name: str) -> _File:
+        if name not in self.files:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", f"{self._path}/{name}")
+        return self.files[name]
+
+
+class VirtualAppendFile:
+    """``raftkv.ports.AppendFile`` on a virtual disk."""
+
+    def __init__(self, disk: VirtualDisk, file: _File) -> None:
+        self._disk = disk
+        self._file = file
+        self._closed = False
+
+    def append(self, data: bytes) -> None:
+        assert not self._closed
+        self._disk.count()
+        if self._disk.fail_writes:
+            raise OSError(errno.EIO, "Input/output error")
+        capacity = self._disk.capacity
+        if capacity is not None and self._disk.used() + len(data) > capacity:
+            # What fits is written, as a real file system does.
+            self._file.data += data[: max(0, capacity - self._disk.used())]
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._file.data += data
+
+    def sync(self) -> None:
+        assert not self._closed
+        self._disk.count()
+        if self._disk.fail_syncs:
+            raise OSError(errno.EIO, "Input/output error")
+        self._file.synced = len(self._file.data)
+
+    def close(self) -> None:
+        self._closed = True
