@@ -504,7 +504,8 @@ class RaftCore:
         if isinstance(message, SnapshotHeartbeat):
             self._peers_needing_snapshot.add(peer)
             self._ready_messages.append((peer, message))
-            return True
+            # One is enough: the engine would repeat it for as long as the peer has not moved (H12o).
+            return False
         if isinstance(message, AppendResult):
             message = answer_append(message, self._append_plan, self._journal, self._engine.commit_index, self._guards)
         self._send_after_sync(peer, message)

@@ -1,0 +1,337 @@
+"""The core when nothing is wrong with it: elections, replication, reads, hand-over, restarts, snapshots."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftkv.consensus.core import RaftCore
+from raftkv.consensus.engine import Timing
+from raftkv.consensus.messages import AppendEntries, RequestVote, StatusRequest
+from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated
+from raftkv.types import Index, NodeId, Role, Term
+from tests.consensus.harness import TIMING, Harness, SeededRandomness
+
+
+def leaders(cluster: Harness) -> list[str]:
+    return [name for name, node in cluster.nodes.items() if node.core.role is Role.LEADER and name not in cluster.down]
+
+
+def test_a_cluster_elects_one_leader_by_itself():
+    cluster = Harness("abcde")
+    cluster.advance(3)
+    assert len(leaders(cluster)) == 1
+    assert len({node.core.leader for node in cluster.nodes.values()}) == 1
+
+
+def test_a_single_member_leads_at_once():
+    cluster = Harness("a")
+    cluster.settle()
+    assert leaders(cluster) == ["a"]
+    cluster.put("a", b"x")
+    cluster.settle()
+    assert cluster["a"].payloads() == [b"x"]
+
+
+def test_a_single_member_applies_only_what_is_synced():
+    cluster = Harness("a")
+    cluster.settle()
+    cluster["a"].auto_sync = False
+    cluster.put("a", b"x")
+    cluster.settle()
+    assert cluster["a"].payloads() == []
+    cluster["a"].sync()
+    cluster.settle()
+    assert cluster["a"].payloads() == [b"x"]
+
+
+def test_entries_are_applied_everywhere_in_order():
+    cluster = Harness()
+    cluster.elect("b")
+    for number in range(50):
+        cluster.put("b", b"%d" % number)
+        if number % 7 == 0:
+            cluster.settle()
+    cluster.settle()
+    for node in cluster.nodes.values():
+        assert node.payloads() == [b"%d" % number for number in range(50)]
+
+
+def test_only_a_leader_takes_proposals():
+    cluster = Harness()
+    assert cluster["a"].core.propose(b"x") is None
+    cluster.elect("a")
+    assert cluster["b"].core.propose(b"x") is None
+    cluster.advance(1)
+    assert cluster["a"].payloads() == []
+
+
+def test_a_slot_names_the_place_of_the_entry():
+    cluster = Harness()
+    cluster.elect("a")
+    index, term = cluster.put("a", b"x")
+    cluster.settle()
+    assert (index, b"x") in cluster["c"].applied
+    assert cluster["c"].journal.term_at(Index(index)) == term
+
+
+def test_a_lost_leader_is_replaced_within_two_election_timeouts():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.settle()
+    cluster.crash("a")
+    cluster.advance(4, "b", "c")
+    assert len(leaders(cluster)) == 1
+    cluster.put(leaders(cluster)[0], b"y")
+    cluster.restart("a")
+    cluster.advance(1)
+    assert cluster["a"].payloads() == [b"x", b"y"]
+    cluster.assert_agreement()
+
+
+def test_a_closed_connection_of_the_leader_is_noticed_long_before_the_timeout():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.advance(1)
+    cluster.crash("a")
+    for name in "bc":
+        cluster[name].core.disconnected(NodeId("a"))
+    cluster.advance(0.5, "b", "c")
+    assert len(leaders(cluster)) == 1
+
+
+def test_a_node_that_only_lost_its_link_does_not_disturb_the_others():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster["c"].core.disconnected(NodeId("a"))
+    cluster.cut |= {("a", "c"), ("c", "a")}
+    cluster.advance(10)
+    assert cluster["a"].core.role is Role.LEADER
+    assert cluster["a"].core.term == 1
+    assert cluster["c"].core.leader is None
+
+
+def test_a_leader_without_a_majority_steps_down():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.advance(1)
+    cluster.isolate("a")
+    cluster.advance(1.5, "a")
+    assert cluster["a"].core.role is not Role.LEADER
+    assert cluster["a"].core.propose(b"x") is None
+
+
+def test_a_majority_goes_on_and_a_minority_does_not():
+    cluster = Harness("abcde")
+    cluster.elect("a")
+    cluster.isolate("a", "b")
+    cluster.put("a", b"lost")
+    cluster.advance(5)
+    assert [name for name in leaders(cluster) if name in "cde"] == leaders(cluster)
+    cluster.put(leaders(cluster)[0], b"kept")
+    cluster.advance(1)
+    assert cluster["a"].payloads() == cluster["b"].payloads() == []
+    cluster.heal()
+    cluster.advance(3)
+    assert all(node.payloads() == [b"kept"] for node in cluster.nodes.values())
+    cluster.assert_agreement()
+
+
+def test_all_nodes_restart_with_everything_that_was_acknowledged():
+    cluster = Harness()
+    cluster.elect("a")
+    for number in range(20):
+        cluster.put("a", b"%d" % number)
+        cluster.settle()
+    for seed, name in enumerate("abc"):
+        cluster.crash(name, seed=seed)
+    for name in "abc":
+        cluster.restart(name)
+    cluster.advance(4)
+    assert len(leaders(cluster)) == 1
+    assert all(node.payloads() == [b"%d" % number for number in range(20)] for node in cluster.nodes.values())
+
+
+def test_nothing_is_applied_twice_after_a_restart():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.settle()
+    for name in "abc":
+        cluster.crash(name, power_loss=False)
+        cluster.restart(name)
+    cluster.advance(4)
+    assert all(node.payloads() == [b"x"] for node in cluster.nodes.values())
+
+
+def test_leadership_is_handed_over():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.advance(0.3)
+    cluster["a"].core.transfer_leadership()
+    cluster.advance(0.1)
+    assert leaders(cluster) in (["b"], ["c"])
+    cluster.put(leaders(cluster)[0], b"x")
+    cluster.advance(0.3)
+    assert cluster["a"].payloads() == [b"x"]
+
+
+@pytest.mark.parametrize("at", ["a", "b", "c"])
+def test_reads_are_confirmed_at_every_node(at):
+    cluster = Harness()
+    cluster.elect("a")
+    index, _term = cluster.put("a", b"x")
+    cluster.settle()
+    cluster[at].core.request_read(1)
+    cluster.advance(0.1)
+    assert [token for token, _index in cluster[at].reads] == [1]
+    assert cluster[at].reads[0][1] >= index
+
+
+def test_a_read_at_a_new_leader_waits_for_its_first_commit():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.settle()
+    cluster.isolate("a")
+    cluster["b"].auto_sync = cluster["c"].auto_sync = True
+    cluster.elect("b", "b", "c")
+    cluster["b"].core.request_read(1)
+    cluster.settle("b", "c")
+    assert cluster["b"].reads == [(1, cluster["b"].core.commit_index)]
+    assert cluster["b"].journal.term_at(cluster["b"].core.commit_index) == 2
+
+
+def test_a_read_waits_while_no_majority_answers_and_passes_when_it_does():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.cut |= {("b", "a"), ("c", "a")}
+    cluster["a"].core.request_read(1)
+    cluster.advance(0.3)
+    assert cluster["a"].reads == []
+    cluster.heal()
+    cluster.advance(0.3)
+    assert [token for token, _index in cluster["a"].reads] == [1]
+
+
+def test_a_read_that_is_forgotten_is_never_confirmed():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.isolate("a")
+    cluster["a"].core.request_read(1)
+    cluster["a"].core.request_read(2)
+    cluster.settle()
+    cluster["a"].core.forget_reads([1])
+    cluster.heal()
+    cluster.advance(3)
+    assert [token for token, _index in cluster["a"].reads] == [2]
+
+
+def test_a_followers_read_survives_a_change_of_leader():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.isolate("a")
+    cluster["c"].core.request_read(1)
+    cluster.settle()
+    cluster.elect("b", "b", "c")
+    cluster.put("b", b"x")
+    cluster.advance(0.5, "b", "c")
+    assert [token for token, _index in cluster["c"].reads] == [1]
+
+
+def test_a_follower_goes_on_from_a_snapshot():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.isolate("c")
+    for number in range(10):
+        cluster.put("a", b"%d" % number)
+        cluster.settle("a", "b")
+    cluster["a"].journal.compact(Index(8))
+    cluster.heal()
+    follower = cluster["c"]
+    assert follower.core.install_snapshot(Index(8), Term(1))
+    follower.applied = cluster["a"].applied[:8]
+    cluster.advance(1)
+    assert follower.payloads() == cluster["a"].payloads()
+    assert cluster["a"].core.match_index(NodeId("c")) == cluster["a"].journal.last_index
+
+
+def test_a_peer_whose_next_entry_is_gone_is_reported():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.advance(0.3)
+    cluster.isolate("c")
+    for number in range(10):
+        cluster.put("a", b"%d" % number)
+        cluster.settle("a", "b")
+    cluster["a"].journal.compact(Index(11))
+    cluster.heal()
+    cluster.advance(0.5)
+    assert cluster["a"].core.take_peers_needing_snapshot() == {"c"}
+    assert cluster["c"].payloads() == []
+    assert cluster["a"].core.role is Role.LEADER
+
+
+def test_a_congested_peer_gets_nothing_until_it_has_drained():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster["a"].core.congested(NodeId("b"))
+    cluster.put("a", b"x")
+    cluster.settle()
+    assert cluster["b"].payloads() == []
+    cluster["a"].core.drained(NodeId("b"))
+    cluster.advance(0.3)
+    assert cluster["b"].payloads() == [b"x"]
+
+
+def test_a_contradiction_of_committed_entries_stops_the_node():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.advance(0.3)
+    with pytest.raises(InvariantViolated, match="is committed here"):
+        cluster["b"].core.receive(NodeId("c"), AppendEntries(5, 9, 2, 1, ((b"\0other", 3, 4),)))
+
+
+def test_two_leaders_of_one_term_stop_the_node():
+    cluster = Harness()
+    cluster.elect("a")
+    with pytest.raises(InvariantViolated, match="b leads term 1"):
+        cluster["a"].core.receive(NodeId("b"), AppendEntries(1, 1, 1, 0, ()))
+
+
+def test_messages_of_others_are_not_for_the_core():
+    cluster = Harness()
+    with pytest.raises(InvariantViolated, match="StatusRequest is not for the Raft core"):
+        cluster["a"].core.receive(NodeId("b"), StatusRequest(1))
+
+
+def test_a_vote_is_refused_to_a_log_that_lags_behind():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.settle()
+    cluster["b"].core.receive(NodeId("c"), RequestVote(9, 1, 0))
+    cluster["b"].turn()
+    assert cluster["b"].core.term == 9
+    assert cluster["b"].journal.getVotedForNodeId() is None
+
+
+def test_a_store_ahead_of_its_journal_does_not_start():
+    cluster = Harness("a")
+    with pytest.raises(CorruptData, match="the store has applied entry 9"):
+        RaftCore(
+            NodeId("a"),
+            cluster.names,
+            cluster["a"].journal,
+            Index(9),
+            TIMING,
+            cluster.clock,
+            SeededRandomness(1),
+        )
+
+
+@pytest.mark.parametrize(("heartbeat", "election"), [(0.1, 0.3), (0.0, 1.0), (-0.1, 1.0)])
+def test_impossible_timings_are_refused(heartbeat, election):
+    with pytest.raises(ConfigurationError, match="election timeout"):
+        Timing(heartbeat, election)

@@ -1,0 +1,284 @@
+"""The journal at rest: recovery after crashes, damage and wrong directories."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raftkv.consensus.journal import Journal
+from raftkv.consensus.segments import SegmentedLog, recover
+from raftkv.errors import CorruptData, ForeignData, InvariantViolated
+from raftkv.types import ClusterId, Index, Term
+from tests.consensus.harness import CLUSTER
+from tests.simulation.disk import SimulatedCrash, VirtualDisk
+
+
+class Log:
+    """A journal with its disk, used as a node uses them."""
+
+    def __init__(self, disk: VirtualDisk, snapshot=None, segment_bytes=300) -> None:
+        self.disk = disk
+        self.recovered = recover(disk.root, CLUSTER, snapshot)
+        self.journal = Journal(self.recovered)
+        self.segments = SegmentedLog(disk.root, CLUSTER, self.recovered, segment_bytes)
+
+    def write(self) -> None:
+        batch = self.journal.take_batch()
+        if batch is not None:
+            self.segments.write([batch])
+            self.journal.mark_synced(batch.position)
+
+    def add(self, count: int, term: int = 1, size: int = 20) -> None:
+        for _ in range(count):
+            self.journal.add(b"\0" + bytes(size), self.journal.last_index + 1, term)
+
+    def state(self):
+        return (
+            list(self.journal[1:]),
+            self.journal.getCurrentTerm(),
+            self.journal.getVotedForNodeId(),
+            self.journal.member_storage,
+        )
+
+
+def filled_disk() -> VirtualDisk:
+    disk = VirtualDisk()
+    log = Log(disk)
+    log.journal.setCurrentTerm(1, "a")
+    log.add(12)
+    log.write()
+    log.journal.record_member_storage("b", "storage-of-b")
+    log.write()
+    log.journal.deleteEntriesFrom(9)
+    log.journal.setCurrentTerm(2, None)
+    log.add(4, term=2)
+    log.write()
+    log.add(1, term=2)
+    log.write()
+    return disk
+
+
+def test_everything_that_was_synced_is_recovered():
+    disk = filled_disk()
+    expected = ([(b"\0" + bytes(20), i, 1 if i < 10 else 2) for i in range(2, 15)], 2, None, {"b": "storage-of-b"})
+    assert Log(disk).state() == expected
+    assert len(disk.root.names()) > 1
+    disk.crash(random.Random(0))
+    assert Log(disk).state() == expected
+
+
+def test_an_untouched_directory_is_an_empty_log():
+    log = Log(VirtualDisk())
+    assert log.state() == ([], 0, None, {})
+    assert (log.journal.base_index, log.journal.last_index) == (1, 1)
+
+
+def test_every_flipped_bit_is_found_and_named():
+    pristine = filled_disk()
+    disk = filled_disk()
+    for name in pristine.root.names():
+        for bit in range(8 * len(pristine.root.read(name))):
+            disk.root.flip_bit(name, bit)
+            with pytest.raises((CorruptData, ForeignData)) as caught:
+                recover(disk.root, CLUSTER, None)
+            assert f"disk/{name}" in str(caught.value), (name, bit)
+            disk.root.flip_bit(name, bit)
+    assert Log(disk).state() == Log(pristine).state()
+
+
+def test_a_cut_at_any_byte_of_the_last_segment_keeps_the_whole_records_before_it():
+    pristine = filled_disk()
+    whole = Log(filled_disk()).state()[0]
+    name = pristine.root.names()[-1]
+    data = pristine.root.read(name)
+    for length in range(len(data)):
+        disk = filled_disk()
+        del disk.root.files[name].data[length:]
+        log = Log(disk)
+        kept = log.state()[0]
+        assert kept == whole[: len(kept)], length
+        log.add(1, term=2)
+        log.write()
+        assert Log(disk).state()[0] == log.state()[0]
+
+
+def test_a_cut_in_any_earlier_segment_is_an_error():
+    pristine = filled_disk()
+    for name in pristine.root.names()[:-1]:
+        for length in range(len(pristine.root.read(name))):
+            disk = filled_disk()
+            del disk.root.files[name].data[length:]
+            with pytest.raises(CorruptData):
+                recover(disk.root, CLUSTER, None)
+
+
+def test_a_torn_record_of_zeros_is_cut_but_zeros_before_data_are_an_error():
+    disk = filled_disk()
+    whole = Log(disk).state()
+    name = disk.root.names()[-1]
+    disk.root.files[name].data += bytes(100)
+    assert recover(disk.root, CLUSTER, None).cut_bytes == 100
+    assert Log(disk).state() == whole
+    disk.root.files[name].data += bytes(100) + b"\1"
+    with pytest.raises(CorruptData, match="does not match its checksum"):
+        recover(disk.root, CLUSTER, None)
+
+
+def test_a_missing_segment_is_an_error():
+    disk = filled_disk()
+    missing = disk.root.names()[1]
+    disk.root.remove(missing)
+    with pytest.raises(CorruptData, match=rf"{missing}.*the segment is missing"):
+        recover(disk.root, CLUSTER, None)
+
+
+def test_a_missing_first_segment_is_an_error_without_a_snapshot_that_covers_it():
+    disk = filled_disk()
+    disk.root.remove(disk.root.names()[0])
+    with pytest.raises(CorruptData, match="the journal begins at entry"):
+        recover(disk.root, CLUSTER, None)
+
+
+def test_a_snapshot_without_a_journal_is_an_error():
+    with pytest.raises(CorruptData, match="there is a snapshot but no journal"):
+        recover(VirtualDisk().root, CLUSTER, (Index(5), Term(1)))
+
+
+def test_the_journal_of_another_cluster_is_refused():
+    disk = filled_disk()
+    with pytest.raises(ForeignData, match=f"belongs to cluster {CLUSTER}, not to ffffffffffffffff"):
+        recover(disk.root, ClusterId("f" * 16), None)
+
+
+def test_a_segment_under_another_name_is_an_error():
+    disk = filled_disk()
+    names = disk.root.names()
+    disk.root.rename(names[-1], names[0].replace("1", "9"))
+    with pytest.raises(CorruptData):
+        recover(disk.root, CLUSTER, None)
+
+
+def test_compaction_removes_whole_segments_and_nothing_that_is_needed():
+    disk = VirtualDisk()
+    log = Log(disk)
+    for _ in range(40):
+        log.add(1)
+        log.write()
+    before = len(disk.root.names())
+    log.journal.compact(Index(20))
+    log.segments.remove_before(Index(20))
+    assert len(disk.root.names()) < before
+    again = Log(disk, snapshot=(Index(20), Term(1)))
+    assert again.state()[0] == log.state()[0]
+    assert again.journal.base_index == 20
+    assert again.journal.term_at(Index(19)) is None
+    assert again.journal.term_at(Index(20)) == 1
+
+
+def test_a_snapshot_beyond_the_log_replaces_it_durably():
+    disk = filled_disk()
+    log = Log(disk, snapshot=(Index(50), Term(2)))
+    assert (log.journal.base_index, log.journal.last_index, log.recovered.needs_reset) == (50, 50, True)
+    log.write()
+    again = Log(disk, snapshot=(Index(50), Term(2)))
+    assert (again.journal.last_index, again.recovered.needs_reset) == (50, False)
+    again.add(2, term=3)
+    again.write()
+    assert Log(disk, snapshot=(Index(50), Term(2))).journal.last_index == 52
+
+
+def test_a_snapshot_that_contradicts_the_log_replaces_it():
+    log = Log(filled_disk(), snapshot=(Index(5), Term(9)))
+    assert (log.journal.base_index, log.journal.base_term, log.journal.last_index) == (5, 9, 5)
+
+
+def test_durability_of_entries_follows_truncation_and_resets():
+    log = Log(VirtualDisk())
+    log.add(3)
+    assert log.journal.durable_index == 1
+    first = log.journal.take_batch()
+    log.journal.deleteEntriesFrom(2)
+    log.add(2, term=2)
+    second = log.journal.take_batch()
+    log.journal.mark_synced(first.position)
+    assert log.journal.durable_index == 2
+    log.journal.mark_synced(second.position)
+    assert log.journal.durable_index == 4
+    log.journal.reset(Index(30), Term(4))
+    assert log.journal.durable_index == 30
+    with pytest.raises(InvariantViolated):
+        log.journal.compact(Index(31))
+    with pytest.raises(InvariantViolated):
+        log.journal.add(b"\0", 33, 4)
+
+
+def test_a_failed_batch_of_one_commit_hint_never_causes_a_write():
+    log = Log(VirtualDisk())
+    log.add(1)
+    log.write()
+    log.journal.setRaftCommitIndex(2)
+    assert log.journal.take_batch() is None
+    log.add(1)
+    log.write()
+    assert Log(log.disk).journal.getRaftCommitIndex() == 2
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 4)),
+        st.tuples(st.just("truncate"), st.integers(1, 4)),
+        st.tuples(st.just("vote"), st.integers(1, 3)),
+        st.tuples(st.just("write"), st.just(0)),
+        st.tuples(st.just("compact"), st.integers(1, 5)),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions=ACTIONS, crash_at=st.integers(0, 60), seed=st.integers(0, 1000))
+def test_after_any_crash_the_log_is_what_was_synced_or_some_of_what_was_being_written(actions, crash_at, seed):
+    disk = VirtualDisk()
+    snapshot = None
+    possible = [([], 0, None, {})]
+    disk.crash_at = crash_at
+    try:
+        log = Log(disk, segment_bytes=200)
+        for action, number in actions:
+            journal = log.journal
+            if action == "add":
+                log.add(number, term=max(1, journal.getCurrentTerm(), journal.last_term))
+            elif action == "truncate" and journal.last_index - number > journal.base_index:
+                journal.deleteEntriesFrom(len(journal) - number)
+                journal.setCurrentTerm(journal.getCurrentTerm() + 1, None)
+            elif action == "vote":
+                journal.setCurrentTerm(journal.getCurrentTerm() + number, "abc"[number - 1])
+            elif action == "compact" and journal.base_index + number <= journal.durable_index:
+                # A snapshot at rest comes before every compaction.
+                covered = Index(journal.base_index + number)
+                snapshot = (covered, journal.term_at(covered))
+                journal.compact(covered)
+                possible = [([entry for entry in old[0] if entry[1] > covered], *old[1:]) for old in possible]
+                log.segments.remove_before(covered)
+            if action == "write":
+                possible = [log.state()] if journal.position == journal.synced_position else [possible[-1], log.state()]
+                log.write()
+                possible = [log.state()]
+    except SimulatedCrash:
+        pass
+    disk.crash_at = None
+    disk.crash(random.Random(seed))
+    recovered = Log(disk, snapshot=snapshot).state()
+    before, after = possible[0], possible[-1]
+    # A batch may be torn between two records, so that only its beginning is there.
+    assert (
+        recovered[0][: len(before[0])] == before[0]
+        or recovered[0] == after[0][: len(recovered[0])]
+        or (recovered[0] == before[0][: len(recovered[0])])
+    )
+    assert before[1] <= recovered[1] <= after[1]
+    if len(possible) == 1:
+        assert recovered == before
