@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,9 +115,11 @@ class DevCluster:
         """Start all nodes, and serve until SIGINT or SIGTERM.
 
         Raises:
+            ConfigurationError: A port is not free.
             NotDone: A node could not start, or had to be killed at the end.
             OSError: A data directory or log cannot be written.
         """
+        check_ports_are_free(self._nodes)
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signal_number, self._stop.set)
@@ -201,6 +204,22 @@ class DevCluster:
         for node in self._nodes:
             (node.data_dir / "pid").unlink(missing_ok=True)
         return killed
+
+
+def check_ports_are_free(nodes: Sequence[DevNode]) -> None:
+    """Refuse to start beside another program: its answers could be taken for those of a node.
+
+    Raises:
+        ConfigurationError: Somebody listens on a port of a node.
+    """
+    for node in nodes:
+        for port in (node.client_port, node.peer_port):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                except OSError as error:
+                    raise ConfigurationError(f"port {port} of {node.name} is not free: {error.strerror}") from error
 
 
 def _flags(node: DevNode, nodes: Sequence[DevNode]) -> list[str]:

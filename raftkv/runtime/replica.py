@@ -155,7 +155,7 @@ class Replica:
         if self._handing_over:
             return ShuttingDown("the node is handing over its leadership")
         if self._storage_is_low:
-            return StorageLow(f"less than {self._settings.min_free_bytes} bytes are free in {self._disk.path}")
+            return StorageLow(f"the disk of {self._disk.path} is nearly full")
         return None
 
     def wake(self) -> None:
@@ -335,7 +335,7 @@ class Replica:
         if now < self._next_disk_check:
             return
         self._next_disk_check = now + _DISK_CHECK_SECONDS
-        is_low = self._disk.free_bytes() < self._settings.min_free_bytes
+        is_low = self._disk.free_bytes() < self._settings.min_free_bytes or not self._machine.has_room
         if is_low != self._storage_is_low:
             self._storage_is_low = is_low
             logger.warning("disk is nearly full, refusing writes" if is_low else "disk has space again")

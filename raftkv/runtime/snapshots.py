@@ -19,7 +19,7 @@ from raftkv.consensus.snapshot import (
     SnapshotSender,
     manifest_of,
 )
-from raftkv.errors import CorruptData
+from raftkv.errors import CorruptData, StorageFailed
 from raftkv.ports import Clock
 from raftkv.store.machine import Machine, inspect_copy, stage_copy
 from raftkv.types import Index, NodeId
@@ -27,6 +27,8 @@ from raftkv.types import Index, NodeId
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+
+_FAILURE_PAUSE_SECONDS = 10.0
 
 _POSTPONED_FACTOR = 8
 """While a peer is being sent a snapshot no newer one is taken, or it might never catch up, until this many times the
@@ -94,6 +96,7 @@ class SnapshotKeeper:
         self._senders: dict[NodeId, SnapshotSender] = {}
         self._receiver: SnapshotReceiver | None = None
         self._work: asyncio.Task[None] | None = None
+        self._not_before = float("-inf")
 
     @property
     def newest(self) -> SnapshotManifest | None:
@@ -106,7 +109,7 @@ class SnapshotKeeper:
             self._start_sending(peer)
         for peer in list(self._senders):
             self._send_chunk(peer)
-        if self._work is None and self._is_due():
+        if self._work is None and self._clock.now() >= self._not_before and self._is_due():
             self._start_work(self._take())
 
     def peer_lost(self, peer: NodeId) -> None:
@@ -178,8 +181,9 @@ class SnapshotKeeper:
         try:
             manifest = await asyncio.to_thread(self._copy_and_adopt)
         except OSError as error:
-            # Without a snapshot the journal only grows; the next attempt follows with the next turn that finds it due.
-            logger.warning("taking a snapshot failed: %s", error)
+            # Without a snapshot nothing is lost: the journal only grows.
+            logger.warning("taking a snapshot failed, trying again in %g s: %s", _FAILURE_PAUSE_SECONDS, error)
+            self._not_before = self._clock.now() + _FAILURE_PAUSE_SECONDS
             return
         self._newest = manifest
         self._compact(manifest.index)
@@ -230,15 +234,17 @@ class SnapshotKeeper:
         return self._receiver
 
     async def _install(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:
+        manifest = receiver.manifest
+        staged = Path(f"{self._catalog.path(manifest)}.partial")
         try:
             await asyncio.to_thread(self._catalog.adopt_received, receiver)
+            await asyncio.to_thread(stage_copy, Path(self._catalog.path(manifest)), staged)
         except CorruptData as error:
             logger.warning("%s; asking again", error)
             self._acknowledge(peer, chunk, 0, failed=True)
             return
-        manifest = receiver.manifest
-        staged = Path(f"{self._catalog.path(manifest)}.partial")
-        await asyncio.to_thread(stage_copy, Path(self._catalog.path(manifest)), staged)
+        except OSError as error:
+            raise StorageFailed(f"installing a received snapshot failed: {error}") from error
         # From here on nothing is awaited: log and store change together.
         if self._core.install_snapshot(manifest.index, manifest.term):
             self._newest = manifest

@@ -74,8 +74,16 @@ class Backend(Protocol):
         """Make room before it is needed, when that is cheap and possible."""
         ...
 
+    def has_room(self) -> bool:
+        """Whether more writes should be accepted."""
+        ...
+
     def copy_to(self, path: Path) -> None:
-        """Write a compacted copy of a consistent view; may run in another thread than the transactions."""
+        """Write a compacted copy of a consistent view; may run in another thread than the transactions.
+
+        Raises:
+            OSError: It could not be written.
+        """
         ...
 
     def replace_by(self, staged: Path) -> None:

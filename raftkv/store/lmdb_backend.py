@@ -36,6 +36,9 @@ _LOCK_NAME = "data.mdb-lock"
 _MARKER_NAME = "marker.json"
 _UNTRUSTED_SUFFIX = ".untrusted"
 
+_FULL_SHARE = 0.75
+"""Of a map that cannot grow: the rest is for what is on its way already, since an entry is up to two MiB."""
+
 _NAMED_DATABASES = 16
 _NEXT_RECORD = b"next-record"
 
@@ -55,6 +58,7 @@ class LmdbBackend:
         self._directory = directory
         self._initial_map_bytes = initial_map_bytes
         self._copying = threading.Lock()
+        self._growth_failed = False
         self._open()
 
     def _open(self) -> None:
@@ -107,19 +111,32 @@ class LmdbBackend:
 
     def grow_early(self) -> None:
         """Grow when more than half of the map is used, unless a copy or a full disk is in the way."""
-        info = self._environment.info()
-        used = (info["last_pgno"] + 1) * self._environment.stat()["psize"]
-        if 2 * used <= self._map_bytes or self._copying.locked():
+        if 2 * self._used_bytes() <= self._map_bytes or self._copying.locked():
             return
         try:
             self.grow()
         except StorageFailed as error:
-            logger.warning("%s; going on with the room that is left", error)
+            if not self._growth_failed:
+                logger.warning("%s; going on with the room that is left", error)
+            self._growth_failed = True
+        else:
+            self._growth_failed = False
+
+    def has_room(self) -> bool:
+        """Whether growing works, or little of the map is used."""
+        return not self._growth_failed or self._used_bytes() < _FULL_SHARE * self._map_bytes
+
+    def _used_bytes(self) -> int:
+        page_bytes: int = self._environment.stat()["psize"]
+        return (int(self._environment.info()["last_pgno"]) + 1) * page_bytes
 
     def copy_to(self, path: Path) -> None:
         """Write a compacted copy of a consistent view."""
-        with self._copying:
-            self._environment.copy(str(path), compact=True)
+        try:
+            with self._copying:
+                self._environment.copy(str(path), compact=True)
+        except lmdb.Error as error:
+            raise OSError(f"copying the store to {path} failed: {error}") from error
 
     def replace_by(self, staged: Path) -> None:
         """Become the copy at ``staged``."""

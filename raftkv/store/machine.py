@@ -125,6 +125,11 @@ class Machine:
         """The store's revision."""
         return self._info.revision
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more writes should be accepted: on a full disk none are, while those in flight still fit."""
+        return self._backend.has_room()
+
     def apply(self, entries: Sequence[CommittedEntry]) -> list[list[Result]]:
         """Apply committed entries in one transaction.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,17 +22,24 @@ class MemoryBackend:
         yield self._content
 
     @contextmanager
-    def write(self) -> Iterator[_Content]:
+    def write(self) -> Iterator[_Draft]:
         """Open a transaction; an exception that leaves the context undoes it."""
-        draft = self._content.copy()
-        yield draft
-        self._content = draft
+        draft = _Draft(self._content)
+        try:
+            yield draft
+        except BaseException:
+            draft.undo()
+            raise
 
     def grow(self) -> None:
         """Memory needs no room made."""
 
     def grow_early(self) -> None:
         """Memory needs no room made."""
+
+    def has_room(self) -> bool:
+        """Memory is taken for endless."""
+        return True
 
     def copy_to(self, path: Path) -> None:
         """Write everything to a file."""
@@ -56,9 +63,6 @@ class _Content:
         self.meta = meta
         self._keys = sorted(records)
 
-    def copy(self) -> _Content:
-        return _Content(dict(self.records), dict(self.meta))
-
     def get(self, key: bytes) -> bytes | None:
         return self.records.get(key)
 
@@ -71,17 +75,51 @@ class _Content:
     def get_meta(self, name: bytes) -> bytes | None:
         return self.meta.get(name)
 
-    def put(self, key: bytes, record: bytes) -> None:
+    def set_meta(self, name: bytes, value: bytes | None) -> None:
+        """Make a bookkeeping value be there, or not."""
+        if value is None:
+            self.meta.pop(name, None)
+        else:
+            self.meta[name] = value
+
+    def set(self, key: bytes, record: bytes | None) -> None:
+        """Make a key have a record, or none."""
+        if record is None:
+            if self.records.pop(key, None) is not None:
+                del self._keys[bisect_left(self._keys, key)]
+            return
         if key not in self.records:
             insort(self._keys, key)
         self.records[key] = record
 
+
+class _Draft:
+    """A transaction that writes through and remembers how to undo it."""
+
+    def __init__(self, content: _Content) -> None:
+        self._content = content
+        self._undo: list[Callable[[], None]] = []
+        self.get = content.get
+        self.scan = content.scan
+        self.get_meta = content.get_meta
+
+    def put(self, key: bytes, record: bytes) -> None:
+        before = self._content.get(key)
+        self._undo.append(lambda: self._content.set(key, before))
+        self._content.set(key, record)
+
     def delete(self, key: bytes) -> bool:
-        if key not in self.records:
-            return False
-        del self.records[key]
-        del self._keys[bisect_left(self._keys, key)]
-        return True
+        before = self._content.get(key)
+        self._undo.append(lambda: self._content.set(key, before))
+        self._content.set(key, None)
+        return before is not None
 
     def put_meta(self, name: bytes, value: bytes) -> None:
-        self.meta[name] = value
+        before = self._content.meta.get(name)
+        self._undo.append(lambda: self._content.set_meta(name, before))
+        self._content.set_meta(name, value)
+
+    def undo(self) -> None:
+        """Take everything back, the last change first."""
+        while self._undo:
+            self._undo.pop()()

@@ -1,0 +1,204 @@
+"""The main job on real input: the standard library goes in while nodes are killed, and comes out byte for byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.process.cluster import NodeProcess, free_ports, is_free
+
+pytestmark = pytest.mark.process
+
+RAFTKV = [sys.executable, "-m", "raftkv"]
+IGNORED = ("__pycache__", "site-packages", "test", "idlelib", "ensurepip")
+
+
+def source_tree(target: Path) -> dict[str, bytes]:
+    """Copy the running Python's library, as far as its files fit into values, and return what is there."""
+    library = Path(sysconfig.get_path("stdlib"))
+    files: dict[str, bytes] = {}
+    for path in sorted(library.rglob("*")):
+        relative = path.relative_to(library)
+        if path.is_file() and not path.is_symlink() and not set(relative.parts) & set(IGNORED):
+            content = path.read_bytes()
+            if len(content) <= 1_500_000:
+                files[str(relative)] = content
+                (target / relative).parent.mkdir(parents=True, exist_ok=True)
+                (target / relative).write_bytes(content)
+    return files
+
+
+def read_tree(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+class DevCluster:
+    """A ``raftkv dev`` with its output."""
+
+    def __init__(self, directory: Path, *flags: str) -> None:
+        self.directory = directory
+        candidates = free_ports(100)
+        self.port = next(
+            port for port in candidates if all(is_free(port + 10 * at + side) for at in range(3) for side in (0, 1))
+        )
+        self.process = subprocess.Popen(
+            [*RAFTKV, "dev", "--nodes", "3", "--port", str(self.port), "--data-dir", str(directory), *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.nodes = [
+            NodeProcess(f"n{at + 1}", directory, self.port + 10 * at, self.port + 10 * at + 1, "") for at in range(3)
+        ]
+
+    def read_until(self, text: str) -> list[str]:
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line.rstrip("\n"))
+            if text in line:
+                return lines
+        raise AssertionError(f"{text!r} did not come: {lines}")
+
+    def pid(self, node: NodeProcess) -> int:
+        return int((self.directory / node.name / "pid").read_text())
+
+    def leader(self) -> NodeProcess:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for node in self.nodes:
+                _status, document = node.ask("/v1/cluster")
+                for other in self.nodes:
+                    if document and document["leader"] == other.name:
+                        return other
+            time.sleep(0.05)
+        raise AssertionError("no leader")
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(40)
+        finally:
+            self.process.stdout.close()
+
+
+def test_the_standard_library_survives_a_killed_leader_and_a_killed_follower(tmp_path):
+    source = tmp_path / "source"
+    files = source_tree(source)
+    assert len(files) > 500
+    cluster = DevCluster(tmp_path / "data", "--restart")
+    try:
+        cluster.read_until("ready")
+        endpoints = ",".join(node.url for node in cluster.nodes)
+        importing = subprocess.Popen(
+            [*RAFTKV, "import", str(source), "--prefix", "lib/", "--endpoints", endpoints, "--timeout", "60"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        _wait_for_keys(cluster, 50)
+        leader = cluster.leader()
+        os.kill(cluster.pid(leader), signal.SIGKILL)
+        cluster.read_until(f"{leader.name} started again")
+        _wait_for_keys(cluster, 300)
+        follower = next(node for node in cluster.nodes if node is not cluster.leader())
+        os.kill(cluster.pid(follower), signal.SIGKILL)
+        cluster.read_until(f"{follower.name} started again")
+        output, errors = importing.communicate(timeout=300)
+        assert (importing.returncode, errors) == (0, "")
+        assert output == f"{len(files)} files imported\n"
+        for node in cluster.nodes:
+            target = tmp_path / f"from-{node.name}"
+            exported = subprocess.run(
+                [*RAFTKV, "export", "lib/", str(target), "--endpoints", node.url, "--timeout", "60"],
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+            assert (exported.returncode, exported.stderr) == (0, "")
+            assert exported.stdout == f"{len(files)} files exported\n"
+            assert read_tree(target) == files
+    finally:
+        status = cluster.stop()
+    assert status == 0
+
+
+def _wait_for_keys(cluster: DevCluster, revision: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        _status, document = cluster.nodes[0].ask("/v1/cluster")
+        known = [
+            member["status"]["revision"] for member in (document or {"members": []})["members"] if member["status"]
+        ]
+        if max(known, default=0) >= revision:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"revision {revision} was not reached")
+
+
+def test_a_node_that_dies_is_reported_and_left_dead(tmp_path):
+    cluster = DevCluster(tmp_path / "data")
+    try:
+        lines = cluster.read_until("ready")
+        assert lines[-1] == "ready"
+        assert sum(line.startswith(("n1: http", "n2: http", "n3: http")) for line in lines) == 3
+        assert sum("curl" in line for line in lines) == 3
+        victim = cluster.leader()
+        os.kill(cluster.pid(victim), signal.SIGKILL)
+        reported = cluster.read_until("left dead")
+        assert reported[0].startswith(f"{victim.name} was killed by SIGKILL")
+        others = [node for node in cluster.nodes if node is not victim]
+        deadline = time.monotonic() + 20
+        while not all(node.ask("/readyz")[0] == 200 for node in others):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert victim.ask("/readyz")[0] == 0
+    finally:
+        status = cluster.stop()
+    assert status == 0
+    assert not any((tmp_path / "data" / node.name / "pid").exists() for node in cluster.nodes)
+
+
+def test_a_cluster_goes_on_from_its_data_after_a_clean_stop(tmp_path):
+    cluster = DevCluster(tmp_path / "data")
+    cluster.read_until("ready")
+    subprocess.run(
+        [*RAFTKV, "put", "greeting", "hello", "--endpoints", cluster.nodes[0].url], check=True, capture_output=True
+    )
+    assert cluster.stop() == 0
+    again = DevCluster.__new__(DevCluster)
+    again.__dict__.update(cluster.__dict__)
+    again.process = subprocess.Popen(
+        [*RAFTKV, "dev", "--nodes", "3", "--port", str(cluster.port), "--data-dir", str(tmp_path / "data")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        again.read_until("ready")
+        assert again.nodes[2].ask("/v1/kv/greeting") == (200, b"hello")
+    finally:
+        assert again.stop() == 0
+
+
+def test_dev_says_why_it_cannot_start(tmp_path):
+    cluster = DevCluster(tmp_path / "data")
+    try:
+        cluster.read_until("ready")
+        second = subprocess.run(
+            [*RAFTKV, "dev", "--nodes", "3", "--port", str(cluster.port), "--data-dir", str(tmp_path / "other")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert second.returncode == 2
+        assert f"port {cluster.port} of n1 is not free: Address already in use" in second.stderr
+    finally:
+        cluster.stop()
