@@ -1,0 +1,356 @@
+"""Connections between members: handshakes, strangers, superseded connections, garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import msgpack
+import pytest
+
+from raftkv.consensus.messages import ReadIndexRequest, encode
+from raftkv.errors import ConfigurationError
+from raftkv.runtime import framing, transport
+from raftkv.runtime.framing import (
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    BadFrame,
+    FrameReader,
+    Hello,
+    Rejected,
+    Welcome,
+    decode_handshake,
+    encode_frame,
+    encode_handshake,
+)
+from raftkv.runtime.transport import LocalIdentity, Transport
+from raftkv.types import ClusterId, NodeId
+
+CLUSTER = ClusterId("0123456789abcdef")
+
+
+class Events:
+    """Records what a transport reports, and lets tests wait for it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple] = []
+        self.storage: dict[str, str] = {}
+        self.changed = asyncio.Event()
+        self.fail_on_message = False
+
+    def _note(self, *event) -> None:
+        self.seen.append(event)
+        self.changed.set()
+
+    def on_message(self, peer, message):
+        if self.fail_on_message:
+            raise RuntimeError("a bug in the handler")
+        self._note("message", peer, message)
+
+    def on_connected(self, peer):
+        self._note("connected", peer)
+
+    def on_disconnected(self, peer):
+        self._note("disconnected", peer)
+
+    def on_congested(self, peer):
+        self._note("congested", peer)
+
+    def on_drained(self, peer):
+        self._note("drained", peer)
+
+    def on_rejected(self, peer, code, _text):
+        self._note("rejected", peer, code)
+
+    def accept_peer(self, name, storage_id):
+        known = self.storage.setdefault(name, storage_id)
+        return None if known == storage_id else f"{name} has lost its disk"
+
+    async def wait_for(self, *event) -> None:
+        async with asyncio.timeout(8):
+            while not any(seen[: len(event)] == event for seen in self.seen):
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Member:
+    def __init__(
+        self, name: str, port: int, peers: dict[str, int], cluster=CLUSTER, storage: str | None = None
+    ) -> None:
+        self.name = NodeId(name)
+        self.port = port
+        self.events = Events()
+        self.fatal: asyncio.Queue[BaseException] = asyncio.Queue()
+        self.transport = Transport(
+            self.name,
+            {NodeId(peer): f"127.0.0.1:{port}" for peer, port in peers.items()},
+            LocalIdentity(cluster, f"storage-of-{name}", f"http://{name}"),
+            self.events,
+            self.fatal.put_nowait,
+        )
+
+    async def start(self) -> None:
+        await self.transport.start("127.0.0.1", self.port)
+
+
+def ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    found = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return found
+
+
+@pytest.fixture
+async def pair():
+    first, second = ports(2)
+    members = Member("a", first, {"b": second}), Member("b", second, {"a": first})
+    for member in members:
+        await member.start()
+    yield members
+    for member in members:
+        await member.transport.stop()
+
+
+async def connect(port: int):
+    return await asyncio.open_connection("127.0.0.1", port)
+
+
+async def wait_closed(reader: asyncio.StreamReader) -> None:
+    """Wait until the other side has closed the connection, or reset it."""
+    async with asyncio.timeout(8):
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65_536):
+                pass
+
+
+async def close(*writers: asyncio.StreamWriter) -> None:
+    for writer in writers:
+        writer.close()
+    for writer in writers:
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def hello(name="b", target="a", cluster=CLUSTER, storage="storage-of-b", protocol=PROTOCOL_VERSION) -> bytes:
+    return encode_handshake(Hello(protocol, cluster, name, storage, target, "http://b"))
+
+
+async def read_handshake(reader):
+    async with asyncio.timeout(8):
+        head = await reader.readexactly(4)
+        return decode_handshake(await reader.readexactly(int.from_bytes(head, "big")))
+
+
+async def test_messages_go_both_ways_and_in_order(pair):
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    for number in range(100):
+        assert a.transport.send(NodeId("b"), ReadIndexRequest(number))
+    assert b.transport.send(NodeId("a"), ReadIndexRequest(7))
+    await b.events.wait_for("message", "a", ReadIndexRequest(99))
+    await a.events.wait_for("message", "b", ReadIndexRequest(7))
+    received = [event[2].request_id for event in b.events.seen if event[0] == "message"]
+    assert received == list(range(100))
+    assert a.transport.client_url(NodeId("b")) == "http://b"
+    assert a.transport.is_connected(NodeId("b"))
+
+
+async def test_a_peer_that_goes_and_comes_back_is_reported():
+    first, second = ports(2)
+    a, b = Member("a", first, {"b": second}), Member("b", second, {"a": first})
+    await a.start()
+    assert not a.transport.send(NodeId("b"), ReadIndexRequest(1))
+    await b.start()
+    await a.events.wait_for("connected", "b")
+    await b.transport.stop()
+    await a.events.wait_for("disconnected", "b")
+    again = Member("b", second, {"a": first})
+    await again.start()
+    a.events.seen.clear()
+    await a.events.wait_for("connected", "b")
+    await a.transport.stop()
+    await again.transport.stop()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "code"),
+    [
+        ({"cluster": "f" * 16}, "cluster"),
+        ({"name": "stranger"}, "member"),
+        ({"name": "a"}, "member"),
+        ({"target": "c"}, "target"),
+        ({"storage": "another"}, "storage"),
+        ({"protocol": 99}, "protocol"),
+    ],
+)
+async def test_whoever_does_not_belong_is_turned_away_with_the_reason(pair, greeting, code):
+    a, _b = pair
+    await a.events.wait_for("connected", "b")
+    reader, writer = await connect(a.port)
+    writer.write(hello(**greeting))
+    answer = await read_handshake(reader)
+    assert isinstance(answer, Rejected)
+    assert answer.code == code
+    await wait_closed(reader)
+    await close(writer)
+    assert a.transport.is_connected(NodeId("b"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xff\xff\xff",
+        (5000).to_bytes(4, "big") + bytes(5000),
+        encode_frame(b"\xc1"),
+        encode_frame(msgpack.packb(["hello"])),
+        encode_frame(encode(ReadIndexRequest(1))),
+        encode_handshake(Welcome("b", "s", "u")),
+    ],
+)
+async def test_garbage_in_place_of_a_greeting_ends_the_connection(pair, data):
+    a, _b = pair
+    await a.events.wait_for("connected", "b")
+    reader, writer = await connect(a.port)
+    writer.write(data)
+    await wait_closed(reader)
+    await close(writer)
+    assert not any(event[0] == "message" for event in a.events.seen)
+    assert a.fatal.empty()
+
+
+async def test_garbage_of_a_member_ends_the_connection_and_is_counted(pair):
+    a, _b = pair
+    reader, writer = await connect(a.port)
+    writer.write(hello() + encode_frame(b"\x92\x63\x01"))
+    await wait_closed(reader)
+    await close(writer)
+    assert a.transport.counters.malformed == 1
+
+
+async def test_h12q_nothing_of_a_superseded_connection_is_delivered():
+    (port,) = ports(1)
+    a = Member("a", port, {"b": 9})
+    await a.start()
+    old_reader, old_writer = await connect(port)
+    old_writer.write(hello())
+    assert isinstance(await read_handshake(old_reader), Welcome)
+    new_reader, new_writer = await connect(port)
+    new_writer.write(hello())
+    assert isinstance(await read_handshake(new_reader), Welcome)
+    old_writer.write(encode_frame(encode(ReadIndexRequest(1))))
+    new_writer.write(encode_frame(encode(ReadIndexRequest(2))))
+    await a.events.wait_for("message", "b", ReadIndexRequest(2))
+    assert [event for event in a.events.seen if event[0] == "message"] == [("message", "b", ReadIndexRequest(2))]
+    await wait_closed(old_reader)
+    await a.transport.stop()
+    await close(old_writer, new_writer)
+
+
+async def test_a_connection_that_never_greets_is_closed(pair, monkeypatch):
+    monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.05)
+    a, _b = pair
+    reader, writer = await connect(a.port)
+    await wait_closed(reader)
+    await close(writer)
+
+
+async def test_connections_that_do_not_greet_are_bounded(pair, monkeypatch):
+    monkeypatch.setattr(transport, "MAX_UNINTRODUCED", 2)
+    a, _b = pair
+    await a.events.wait_for("connected", "b")
+    connections = [await connect(a.port) for _ in range(4)]
+    for reader, _writer in connections[2:]:
+        await wait_closed(reader)
+    assert a.transport.counters.rejected == 2
+    await a.transport.stop()
+    await close(*(writer for _reader, writer in connections))
+
+
+async def test_an_error_of_the_handler_is_fatal_and_not_the_connections_fault(pair):
+    a, b = pair
+    a.events.fail_on_message = True
+    await b.events.wait_for("connected", "a")
+    b.transport.send(NodeId("a"), ReadIndexRequest(1))
+    error = await asyncio.wait_for(a.fatal.get(), 8)
+    assert str(error) == "a bug in the handler"
+
+
+async def test_another_node_at_a_peers_address_is_not_talked_to():
+    first, second = ports(2)
+    a = Member("a", first, {"b": second})
+    impostor = Member("c", second, {"a": first, "b": 9})
+    await impostor.start()
+    await a.start()
+    await a.events.wait_for("rejected", "b", "target")
+    assert not a.transport.is_connected(NodeId("b"))
+    await a.transport.stop()
+    await impostor.transport.stop()
+
+
+async def test_a_slow_peer_is_congested_until_it_reads(monkeypatch):
+    monkeypatch.setattr(transport, "CONGESTED_BYTES", 100_000)
+    monkeypatch.setattr(transport, "DRAINED_BYTES", 10_000)
+    first, second = ports(2)
+    accepted: list[tuple] = []
+
+    async def lazy(reader, writer):
+        accepted.append((reader, writer))
+        head = await reader.readexactly(4)
+        await reader.readexactly(int.from_bytes(head, "big"))
+        writer.write(encode_handshake(Welcome("b", "storage-of-b", "http://b")))
+
+    server = await asyncio.start_server(lazy, "127.0.0.1", second, limit=1000)
+    a = Member("a", first, {"b": second})
+    await a.start()
+    await a.events.wait_for("connected", "b")
+    message = ReadIndexRequest(1)
+    for _ in range(3_000_000):
+        if not a.transport.send(NodeId("b"), message) or ("congested", "b") in a.events.seen:
+            break
+        await asyncio.sleep(0)
+    assert ("congested", "b") in a.events.seen
+    reader, writer = accepted[0]
+    while ("drained", "b") not in a.events.seen:
+        assert await reader.read(1 << 20)
+    await a.transport.stop()
+    await close(writer)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_address_that_cannot_be_listened_on_is_named(pair):
+    a, _b = pair
+    again = Member("a", a.port, {})
+    with pytest.raises(ConfigurationError, match=f"127.0.0.1:{a.port} cannot be listened on"):
+        await again.start()
+
+
+def test_frames_arrive_whole_however_they_are_cut():
+    frames = [bytes([number]) * size for number, size in enumerate((0, 1, 4, 5, 1000, 70_000))]
+    data = b"".join(encode_frame(frame) for frame in frames)
+    for step in (1, 3, 7, 1000, len(data)):
+        reader = FrameReader(MAX_FRAME_BYTES)
+        found = [bytes(f) for at in range(0, len(data), step) for f in reader.feed(data[at : at + step])]
+        assert found == frames
+
+
+def test_a_frame_beyond_the_limit_is_refused_before_it_is_held():
+    reader = FrameReader(10)
+    with pytest.raises(BadFrame):
+        list(reader.feed((11).to_bytes(4, "big")))
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x90", msgpack.packb({"a": 1}), msgpack.packb(["hello"] * 9)])
+def test_what_is_no_handshake_is_refused(payload):
+    with pytest.raises(BadFrame):
+        decode_handshake(payload)
+
+
+def test_the_protocol_has_a_version():
+    assert framing.PROTOCOL_VERSION >= 1
