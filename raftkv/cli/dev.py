@@ -15,7 +15,7 @@ from raftkv.cli.failures import failures_as_exit_codes
 @click.option("--nodes", "count", type=click.IntRange(1, 9), default=3, show_default=True, help="Number of nodes.")
 @click.option(
     "--port",
-    type=click.IntRange(1, 65_000),
+    type=click.IntRange(1, 65_534),
     default=2379,
     show_default=True,
     help="Client port of n1. Node i serves clients on PORT+10·(i-1) and its peers on the next port.",
