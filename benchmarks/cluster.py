@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 _STOP_SECONDS = 30
+_READY_SECONDS = 60
 
 
 class BenchmarkCluster:
@@ -68,6 +70,23 @@ class BenchmarkCluster:
     def pid(self, node: int) -> int:
         """Return a node's process id."""
         return int((self.directory / f"n{node + 1}" / "pid").read_text())
+
+    def wait_until_all_ready(self, without_pid: int | None = None) -> None:
+        """Wait until every node serves linearizable reads, and none is the process ``without_pid``."""
+        deadline = time.monotonic() + _READY_SECONDS
+        waiting = list(range(self._count))
+        while waiting:
+            if time.monotonic() > deadline:
+                raise SystemExit("the cluster did not get ready again")
+            waiting = [node for node in waiting if self.pid(node) == without_pid or not self._is_ready(node)]
+            time.sleep(0.05)
+
+    def _is_ready(self, node: int) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.urls[node]}/readyz", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def resident_bytes(self, node: int) -> int:
         """Return the physical memory that a node uses, its share of mapped files included."""

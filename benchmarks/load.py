@@ -34,6 +34,7 @@ class Job:
         value_bytes: Size of each value.
         keys: Keys are drawn at random from this many.
         requests: Stop after this many requests instead; 0 for no such bound.
+        in_order: Take the keys one after the other instead.
     """
 
     url: str
@@ -43,6 +44,7 @@ class Job:
     value_bytes: int = 256
     keys: int = 10_000
     requests: int = 0
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class _Session:
 
     def next_request(self) -> bytes:
         self.started += 1
-        key = self.random.randrange(self.job.keys)
+        key = self.started % self.job.keys if self.job.in_order else self.random.randrange(self.job.keys)
         head = f"{self.job.method} /v1/kv/benchmark/{key:08d} HTTP/1.1\r\nHost: {self.host}\r\n"
         if self.job.method == "PUT":
             return f"{head}Content-Length: {len(self.value)}\r\n\r\n".encode() + self.value

@@ -10,11 +10,13 @@ import argparse
 import statistics
 from pathlib import Path
 
+from benchmarks.bare import BareServer
 from benchmarks.cluster import BenchmarkCluster
 from benchmarks.load import Job, Measured, run_load
 from benchmarks.machine import describe_machine
 
 CONNECTIONS = (1, 16, 64, 256)
+KEYS = 10_000
 
 
 def main() -> None:
@@ -30,21 +32,28 @@ def main() -> None:
         f"setting:  {arguments.nodes} nodes, {arguments.value_bytes}-byte values, requests to the leader, "
         f"median of {arguments.rounds} rounds of {arguments.seconds:g} s"
     )
+    with BareServer() as bare:
+        job = Job(bare.url, "PUT", max(CONNECTIONS), arguments.seconds, arguments.value_bytes)
+        ceiling = statistics.median(run_load(job).per_second for _ in range(arguments.rounds))
+    print(f"bare:     {ceiling:,.0f} requests/s of an aiohttp server that does nothing, {max(CONNECTIONS)} connections")
     with BenchmarkCluster(arguments.nodes, arguments.directory) as cluster:
         url = cluster.urls[cluster.leader()]
+        # Every key exists before the first read.
+        run_load(Job(url, "PUT", 64, 0.0, arguments.value_bytes, keys=KEYS, requests=KEYS, in_order=True))
         for method in ("PUT", "GET"):
-            print(f"\n{method:<5}{'connections':>12}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}")
+            print(f"\n{method:<5} connections  requests/s  of bare   p50 ms   p99 ms  errors")
             for connections in CONNECTIONS:
-                job = Job(url, method, connections, arguments.seconds, arguments.value_bytes)
-                _print_row(connections, [run_load(job) for _ in range(arguments.rounds)])
+                job = Job(url, method, connections, arguments.seconds, arguments.value_bytes, KEYS)
+                _print_row(connections, ceiling, [run_load(job) for _ in range(arguments.rounds)])
 
 
-def _print_row(connections: int, rounds: list[Measured]) -> None:
+def _print_row(connections: int, ceiling: float, rounds: list[Measured]) -> None:
     per_second = statistics.median(measured.per_second for measured in rounds)
     p50 = statistics.median(measured.p50_ms for measured in rounds)
     p99 = statistics.median(measured.p99_ms for measured in rounds)
     errors = sum(measured.errors for measured in rounds)
-    print(f"{'':<5}{connections:>12}{per_second:>12,.0f}{p50:>9.2f}{p99:>9.2f}{errors:>8}", flush=True)
+    share = per_second / ceiling
+    print(f"{connections:>17}{per_second:>12,.0f}{share:>9.0%}{p50:>9.2f}{p99:>9.2f}{errors:>8}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from raftkv.runtime.transport import Transport
 from raftkv.service.proposer import Proposer, ProposerLimits
 from raftkv.service.reads import ReadGate
 from raftkv.store.machine import CommittedEntry, Machine
-from raftkv.types import Index, Member, NodeId, NodeStatus, Revision, Role, Term
+from raftkv.types import MAX_ENTRY_BYTES, Index, Member, NodeId, NodeStatus, Revision, Role, Term
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +154,14 @@ class Replica:
             return NotLeader(leader, self.client_url(leader))
         if self._handing_over:
             return ShuttingDown("the node is handing over its leadership")
-        if self._storage_is_low:
+        if self._storage_is_low or self._store_is_full():
             return StorageLow(f"the disk of {self._disk.path} is nearly full")
         return None
+
+    def _store_is_full(self) -> bool:
+        room = self._machine.room_bytes
+        # Keys, headers and half-filled pages take up to as much again as the commands themselves.
+        return room is not None and room < 2 * (self.proposer.pending_bytes + MAX_ENTRY_BYTES)
 
     def wake(self) -> None:
         """Ask for a turn after the current pass of the event loop."""
@@ -335,7 +340,7 @@ class Replica:
         if now < self._next_disk_check:
             return
         self._next_disk_check = now + _DISK_CHECK_SECONDS
-        is_low = self._disk.free_bytes() < self._settings.min_free_bytes or not self._machine.has_room
+        is_low = self._disk.free_bytes() < self._settings.min_free_bytes
         if is_low != self._storage_is_low:
             self._storage_is_low = is_low
             logger.warning("disk is nearly full, refusing writes" if is_low else "disk has space again")

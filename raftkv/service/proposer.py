@@ -107,6 +107,11 @@ class Proposer:
         return self._pending_commands
 
     @property
+    def pending_bytes(self) -> int:
+        """Their size."""
+        return self._pending_bytes
+
+    @property
     def entries_in_flight(self) -> int:
         """Entries proposed and not yet applied."""
         return len(self._in_flight)

@@ -74,8 +74,8 @@ class Backend(Protocol):
         """Make room before it is needed, when that is cheap and possible."""
         ...
 
-    def has_room(self) -> bool:
-        """Whether more writes should be accepted."""
+    def room_bytes(self) -> int | None:
+        """Return the bytes of commands that can still be applied; None while nothing bounds them."""
         ...
 
     def copy_to(self, path: Path) -> None:

@@ -36,9 +36,6 @@ _LOCK_NAME = "data.mdb-lock"
 _MARKER_NAME = "marker.json"
 _UNTRUSTED_SUFFIX = ".untrusted"
 
-_FULL_SHARE = 0.75
-"""Of a map that cannot grow: the rest is for what is on its way already, since an entry is up to two MiB."""
-
 _NAMED_DATABASES = 16
 _NEXT_RECORD = b"next-record"
 
@@ -122,9 +119,11 @@ class LmdbBackend:
         else:
             self._growth_failed = False
 
-    def has_room(self) -> bool:
-        """Whether growing works, or little of the map is used."""
-        return not self._growth_failed or self._used_bytes() < _FULL_SHARE * self._map_bytes
+    def room_bytes(self) -> int | None:
+        """What is left of a map that cannot grow, less what rewriting its pages takes meanwhile."""
+        if not self._growth_failed:
+            return None
+        return max(0, self._map_bytes - self._map_bytes // 8 - self._used_bytes())
 
     def _used_bytes(self) -> int:
         page_bytes: int = self._environment.stat()["psize"]

@@ -126,9 +126,9 @@ class Machine:
         return self._info.revision
 
     @property
-    def has_room(self) -> bool:
-        """Whether more writes should be accepted: on a full disk none are, while those in flight still fit."""
-        return self._backend.has_room()
+    def room_bytes(self) -> int | None:
+        """Bytes of commands that can still be applied when the disk is full; None while it is not."""
+        return self._backend.room_bytes()
 
     def apply(self, entries: Sequence[CommittedEntry]) -> list[list[Result]]:
         """Apply committed entries in one transaction.

@@ -37,9 +37,8 @@ class MemoryBackend:
     def grow_early(self) -> None:
         """Memory needs no room made."""
 
-    def has_room(self) -> bool:
+    def room_bytes(self) -> None:
         """Memory is taken for endless."""
-        return True
 
     def copy_to(self, path: Path) -> None:
         """Write everything to a file."""

@@ -9,7 +9,7 @@ import socket
 import msgpack
 import pytest
 
-from raftkv.consensus.messages import ReadIndexRequest, encode
+from raftkv.consensus.messages import ReadIndexRequest, SnapshotChunk, encode
 from raftkv.errors import ConfigurationError
 from raftkv.runtime import framing, transport
 from raftkv.runtime.framing import (
@@ -309,8 +309,8 @@ async def test_a_slow_peer_is_congested_until_it_reads(monkeypatch):
     a = Member("a", first, {"b": second})
     await a.start()
     await a.events.wait_for("connected", "b")
-    message = ReadIndexRequest(1)
-    for _ in range(3_000_000):
+    message = SnapshotChunk(1, 1, 1, b"", 0, bytes(262_144), last=False)
+    for _ in range(1000):
         if not a.transport.send(NodeId("b"), message) or ("congested", "b") in a.events.seen:
             break
         await asyncio.sleep(0)
