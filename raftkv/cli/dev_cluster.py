@@ -157,7 +157,10 @@ class DevCluster:
                 # Ctrl-C reaches the whole foreground group; the nodes are stopped by this process alone.
                 start_new_session=True,
             )
-        (node.data_dir / "pid").write_text(f"{node.process.pid}\n")
+        # Renamed into place: whoever reads it finds a whole number.
+        partial = node.data_dir / "pid.partial"
+        partial.write_text(f"{node.process.pid}\n")
+        partial.replace(node.data_dir / "pid")
 
     async def _watch(self, node: DevNode) -> None:
         while True:

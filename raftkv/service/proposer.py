@@ -149,8 +149,9 @@ class Proposer:
     def flush(self) -> None:
         """Propose as many groups as may be in flight; refuse what waits when this node cannot propose any more."""
         while self._queue and len(self._in_flight) < self._limits.entries_in_flight:
-            if self._refusal() is not None:
-                self._fail_queue()
+            refusal = self._refusal()
+            if refusal is not None:
+                self._fail_queue(refusal)
                 return
             group = self._next_group()
             if not group:
@@ -214,9 +215,9 @@ class Proposer:
             group.append(self._queue.popleft())
         return group
 
-    def _fail_queue(self) -> None:
+    def _fail_queue(self, refusal: NotApplied) -> None:
         waiting, self._queue = list(self._queue), deque()
-        self._fail(waiting, lambda: self._refusal() or NoLeader("leadership was lost before the command was proposed"))
+        self._fail(waiting, lambda: refusal)
 
     def _fail(self, waiters: Sequence[_Waiter], error: Callable[[], RaftkvError]) -> None:
         self._forget(waiters)

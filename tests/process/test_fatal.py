@@ -219,7 +219,7 @@ def test_a_store_that_cannot_grow_refuses_writes_and_keeps_serving(node):
     for number in range(1000):
         status, problem = node.ask(f"/v1/kv/big{number}", method="PUT", body=bytes(100_000))
         if status != 201:
-            assert (status, problem["applied"]) == (507, "no")
+            assert (status, problem["applied"]) == (507, "no"), problem
             break
         acknowledged.append(number)
     else:
