@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -40,6 +41,9 @@ _REQUEST_GRACE_SECONDS = 3.0
 
 _THREAD_SWITCH_SECONDS = 0.0005
 """The journal's thread needs the interpreter right after a sync; the default of 5 ms would be added to every write."""
+
+
+_COLLECTION_THRESHOLDS = (20_000, 20, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,4 +291,8 @@ def run_node(config: NodeConfig) -> None:
         FatalError: The node could not start, or cannot go on.
     """
     sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
+    # What is loaded by now stays; and of what comes, nearly all is freed by reference counts. Python's defaults would
+    # spend a fifth of the time of a busy leader on searching for cycles.
+    gc.freeze()
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
     uvloop.run(_run_until_signal(config))

@@ -2,9 +2,9 @@
 
 aiohttp answers a broken request in plain text, never tells a handler that the body it waits for has become
 unparsable, drops a client that closes its sending side, and waits a whole keep-alive period for the rest of a
-header. ``Connection`` closes these four gaps. It reads two attributes of its base class that are not public,
-``_messages`` (requests parsed but not yet handled) and ``_waiter`` (set while it waits for a request);
-``tests/http/test_connection.py`` fails when an aiohttp changes their meaning.
+header. ``Connection`` closes these four gaps. It reads three attributes of its base class that are not public,
+``_messages`` (requests parsed but not yet handled), ``_waiter`` (set while it waits for a request) and
+``_reading_paused``; ``tests/http/test_connection.py`` fails when an aiohttp changes their meaning.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ class Connection(web.RequestHandler):
                 self._fail_unfinished_bodies(ProblemError(MALFORMED_BODY, _one_line(newest.message)))
         elif data and self._header_timer is None and self._waiter is not None and not self._waiter.done():
             self._header_timer = self._loop.call_later(self._header_timeout_seconds, self._give_up_on_header)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading, if reading was paused: aiohttp asks at each read of a body, and then parses nothing anew."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads it; aiohttp happens to return None
         """Keep the sending side open while a request is under way, so that its answer is told."""

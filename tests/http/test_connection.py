@@ -1,0 +1,237 @@
+"""Connections at their worst: cut, slow, malformed, half closed, pipelined, and in the way of a stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import HealthCheck as Check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raftkv.errors import ConfigurationError
+from raftkv.http import FrontEnd, FrontEndSettings
+from raftkv.types import MAX_VALUE_BYTES
+from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
+from tests.http.http_raw import Raw
+
+
+async def test_the_largest_value_arrives_whole_and_one_byte_more_is_refused(client, kv):
+    value = bytes(range(256)) * (MAX_VALUE_BYTES // 256)
+    assert (await client.ask("PUT", "/v1/kv/large", value)).status == 201
+    assert kv.keys[b"large"].value == value
+    assert (await client.ask("GET", "/v1/kv/large")).body == value
+    refused = await client.ask("PUT", "/v1/kv/larger", value + b"x")
+    assert (refused.status, refused.problem()) == (413, "value-too-large")
+    assert list(kv.keys) == [b"large"]
+
+
+async def test_a_large_value_in_small_pieces_arrives_whole(client, kv):
+    value = bytes(600_000)
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 600000\r\n\r\n")
+    for at in range(0, len(value), 50_000):
+        await client.send(value[at : at + 50_000])
+    assert (await client.read_answer()).status == 201
+    assert kv.keys[b"a"].value == value
+
+
+async def test_a_chunked_body_is_a_body(client, kv):
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await client.send(b"3\r\nabc\r\n")
+    await client.send(b"2;ignored=1\r\nde\r\n0\r\n\r\n")
+    assert (await client.read_answer()).status == 201
+    assert kv.keys[b"a"].value == b"abcde"
+
+
+async def test_an_endless_chunked_body_is_refused_at_the_limit(client, kv):
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    for _ in range(25):
+        await client.send(chunk)
+    answer = await client.read_answer()
+    assert (answer.status, answer.problem()) == (413, "value-too-large")
+    assert answer.headers["connection"] == "close"
+    assert kv.keys == {}
+
+
+@pytest.mark.parametrize("body", [b"x\r\n", b"3\r\nabcdef\r\n", b"-1\r\n", b"fffffffffffffffffffff\r\n"])
+async def test_a_malformed_chunk_is_told_and_nothing_is_written(client, kv, body):
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    answer = await client.read_answer()
+    assert (answer.status, answer.problem()) in ((400, "malformed-body"), (400, "malformed-request"))
+    assert await client.is_closed()
+    assert kv.keys == {}
+
+
+async def test_a_truncated_body_is_told_and_nothing_is_written(client, kv):
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\nabc")
+    client.writer.write_eof()
+    answer = await client.read_answer()
+    assert (answer.status, answer.problem()) == (400, "truncated-body")
+    assert await client.is_closed()
+    assert kv.keys == {}
+
+
+async def test_a_client_that_disappears_writes_nothing(address, client, kv):
+    async with Raw(address) as gone:
+        await gone.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\nabc")
+        gone.writer.transport.abort()
+    assert (await client.ask("GET", "/v1/kv/a")).status == 404
+    assert kv.keys == {}
+
+
+async def test_a_client_that_closes_its_sending_side_still_gets_its_answer(client):
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\n\r\nx")
+    client.writer.write_eof()
+    answer = await client.read_answer()
+    assert (answer.status, answer.headers["connection"]) == (201, "close")
+    assert await client.is_closed()
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /v1/kv/a HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /v1/kv/a b HTTP/1.1\r\n\r\n",
+        b"GET /v1/kv/a HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /v1/kv/a HTTP/1.1\r\nA: \0\r\n\r\n",
+        b"PUT /v1/kv/a HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"PUT /v1/kv/a HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"PUT /v1/kv/a HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"PUT /v1/kv/a HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /v1/kv/a HTTP/1.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_gets_a_problem_document(client, kv, request_line):
+    await client.send(request_line)
+    answer = await client.read_answer()
+    assert answer.status == 400
+    assert answer.problem() in ("malformed-request", "malformed-body")
+    assert b"Traceback" not in answer.body
+    assert await client.is_closed()
+    assert kv.keys == {}
+
+
+async def test_requests_in_one_packet_are_answered_in_order(client, kv):
+    one = b"PUT /v1/kv/%d HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\n\r\n%d"
+    await client.send(b"".join(one % (number, number) for number in range(5)))
+    for _ in range(5):
+        assert (await client.read_answer()).status == 201
+    assert sorted(kv.keys) == [b"%d" % number for number in range(5)]
+
+
+async def test_a_client_that_waits_for_an_invitation_gets_it(client, kv):
+    await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+    assert (await client.read_answer()).status == 100
+    await client.send(b"abc")
+    assert (await client.read_answer()).status == 201
+    refused = b"PUT /v1/kv/b HTTP/1.1\r\nHost: t\r\nContent-Length: 9999999\r\nExpect: 100-continue\r\n\r\n"
+    await client.send(refused)
+    assert (await client.read_answer()).problem() == "value-too-large"
+
+
+async def test_an_unknown_expectation_is_refused(client):
+    answer = await client.ask("PUT", "/v1/kv/a", b"x", Expect="a-miracle")
+    assert (answer.status, answer.problem()) == (417, "expectation-failed")
+
+
+@pytest.fixture
+async def impatient():
+    """A front-end that waits a tenth of a second for a header or a body."""
+    kv = FakeKeyValueService()
+    front_end = FrontEnd(kv, FakeClusterService(), FrontEndSettings(request_timeout_seconds=0.1))
+    yield kv, await front_end.start("127.0.0.1", 0)
+    await front_end.stop(1)
+
+
+async def test_a_header_that_does_not_end_is_given_up(impatient):
+    _kv, address = impatient
+    async with Raw(address) as client:
+        await client.send(b"GET /v1/kv/a HTT")
+        answer = await client.read_answer()
+        assert (answer.status, answer.problem()) == (408, "request-timeout")
+        assert await client.is_closed()
+
+
+async def test_a_body_that_does_not_come_is_given_up(impatient):
+    kv, address = impatient
+    async with Raw(address) as client:
+        await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\nabc")
+        answer = await client.read_answer()
+        assert (answer.status, answer.problem()) == (408, "request-timeout")
+    assert kv.keys == {}
+
+
+async def test_a_stop_finishes_what_is_under_way_and_closes_what_is_idle():
+    kv = FakeKeyValueService()
+    front_end = FrontEnd(kv, FakeClusterService())
+    address = await front_end.start("127.0.0.1", 0)
+    async with Raw(address) as idle, Raw(address) as busy:
+        assert (await idle.ask("GET", "/livez")).status == 200
+        kv.gate.clear()
+        await busy.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\n\r\nx")
+        await kv.entered.wait()
+        stopping = asyncio.ensure_future(front_end.stop(5))
+        assert await idle.is_closed()
+        assert not stopping.done()
+        kv.gate.set()
+        answer = await busy.read_answer()
+        assert (answer.status, answer.headers["connection"]) == (201, "close")
+        await stopping
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address)
+
+
+async def test_a_stop_cuts_what_takes_too_long():
+    kv = FakeKeyValueService()
+    front_end = FrontEnd(kv, FakeClusterService())
+    async with Raw(await front_end.start("127.0.0.1", 0)) as busy:
+        kv.gate.clear()
+        await busy.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\n\r\nx")
+        await kv.entered.wait()
+        async with asyncio.timeout(5):
+            await front_end.stop(0.05)
+        assert await busy.is_closed()
+        kv.gate.set()
+
+
+async def test_an_address_in_use_is_named(address):
+    with pytest.raises(ConfigurationError, match=f"127.0.0.1:{address[1]}"):
+        await FrontEnd(FakeKeyValueService(), FakeClusterService()).start("127.0.0.1", address[1])
+
+
+def test_times_must_be_positive():
+    with pytest.raises(ConfigurationError, match="keepalive_seconds must be positive"):
+        FrontEndSettings(keepalive_seconds=0)
+
+
+REQUESTS = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        lambda method, path, body: (
+            method + b" /v1/kv" + path + b" HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        ),
+        st.sampled_from([b"GET", b"PUT", b"DELETE", b"HEAD", b"POST", b"OPTIONS", b"X"]),
+        st.binary(max_size=30).map(lambda raw: bytes(byte for byte in raw if byte > 32)),
+        st.binary(max_size=30),
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[Check.function_scoped_fixture])
+@given(data=REQUESTS)
+def test_no_bytes_get_a_traceback_or_a_server_error(data):
+    async def run() -> None:
+        front_end = FrontEnd(FakeKeyValueService(), FakeClusterService())
+        async with Raw(await front_end.start("127.0.0.1", 0)) as client:
+            await client.send(data)
+            client.writer.write_eof()
+            async with asyncio.timeout(8):
+                answer = await client.reader.read()
+            assert b" 500 " not in answer.split(b"\r\n", 1)[0]
+            assert b"Traceback" not in answer
+        await front_end.stop(1)
+
+    asyncio.run(run())
