@@ -7,7 +7,6 @@ import gc
 import logging
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
@@ -16,23 +15,20 @@ from raftkv import __version__
 from raftkv.config import NodeConfig
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
-from raftkv.consensus.journal import Journal
-from raftkv.consensus.segments import SegmentedLog, recover
-from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
-from raftkv.errors import CorruptData, FatalError, ForeignData
+from raftkv.errors import FatalError, ForeignData
 from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.runtime.clock import RealClock, RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
-from raftkv.runtime.identity import Identity, load_or_create
 from raftkv.runtime.journal_writer import JournalWriter
+from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.runtime.transport import LocalIdentity, Transport
 from raftkv.service.cluster import Cluster
 from raftkv.service.kv import KeyValues
 from raftkv.service.proposer import ProposerLimits
-from raftkv.store.machine import CommittedEntry, Machine, open_machine, stage_copy
-from raftkv.types import Index, NodeId, Term
+from raftkv.store.machine import open_machine
+from raftkv.types import NodeId
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +40,6 @@ _THREAD_SWITCH_SECONDS = 0.0005
 
 
 _COLLECTION_THRESHOLDS = (20_000, 20, 100)
-
-
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    """Everything at rest, recovered and checked."""
-
-    identity: Identity
-    journal: Journal
-    segments: SegmentedLog
-    machine: Machine
-    catalog: SnapshotCatalog
 
 
 class Node:
@@ -81,7 +66,13 @@ class Node:
         """
         directory = RealDirectory(Path(self._config.data_dir))
         with DataDirectoryLock(Path(self._config.data_dir)):
-            storage = self._recover(directory)
+            storage = recover_storage(
+                directory,
+                self._config.name,
+                self._config.initial_cluster,
+                self._randomness,
+                lambda cluster_id: open_machine(self._config.data_dir / "store", cluster_id, boot_id()),
+            )
             try:
                 await self._serve(directory, storage)
             finally:
@@ -93,31 +84,7 @@ class Node:
         """End ``run`` in good order."""
         self._stop_requested.set()
 
-    def _recover(self, directory: RealDirectory) -> _Storage:
-        config = self._config
-        identity = load_or_create(directory, config.name, config.initial_cluster, self._randomness)
-        catalog = SnapshotCatalog(directory.child("snapshots"), identity.cluster_id)
-        catalog.discard_partial()
-        manifest = catalog.newest()
-        machine = open_machine(Path(config.data_dir) / "store", identity.cluster_id, boot_id())
-        if manifest is not None and machine.applied_index < manifest.index:
-            _restore(machine, catalog, manifest)
-        recovered = recover(
-            directory.child("journal"),
-            identity.cluster_id,
-            None if manifest is None else (manifest.index, manifest.term),
-        )
-        if recovered.cut_bytes:
-            logger.warning("cut %d bytes of a torn record from the end of the journal", recovered.cut_bytes)
-        journal = Journal(recovered)
-        segments = SegmentedLog(directory.child("journal"), identity.cluster_id, recovered)
-        if machine.applied_index == 0:
-            # Every log begins with this no-op of the engine; it is never replicated.
-            machine.apply([CommittedEntry(Index(1), Term(0), None)])
-        _check_agreement(machine, journal, config.data_dir)
-        return _Storage(identity, journal, segments, machine, catalog)
-
-    async def _serve(self, directory: RealDirectory, storage: _Storage) -> None:
+    async def _serve(self, directory: RealDirectory, storage: Storage) -> None:
         config = self._config
         core = RaftCore(
             config.name,
@@ -227,7 +194,7 @@ _PERMANENT_REJECTIONS = frozenset({"cluster", "member", "storage", "target"})
 class _TransportEvents:
     """Brings the transport's events to the replica, and keeps strangers and amnesiacs away from it."""
 
-    def __init__(self, node: Node, replica: Replica, storage: _Storage) -> None:
+    def __init__(self, node: Node, replica: Replica, storage: Storage) -> None:
         self._node = node
         self._replica = replica
         self._journal = storage.journal
@@ -254,26 +221,6 @@ class _TransportEvents:
     def on_rejected(self, peer: NodeId, code: str, text: str) -> None:
         """Take a peer's refusal."""
         self._node.rejected(peer, code, text, has_cluster=self._replica.status().leader is not None)
-
-
-def _restore(machine: Machine, catalog: SnapshotCatalog, manifest: SnapshotManifest) -> None:
-    logger.info("restoring the store from the snapshot at index %d", manifest.index)
-    catalog.verify(manifest)
-    path = Path(catalog.path(manifest))
-    staged = path.with_suffix(".partial")
-    stage_copy(path, staged)
-    machine.install_staged(staged)
-
-
-def _check_agreement(machine: Machine, journal: Journal, data_dir: Path) -> None:
-    term = journal.term_at(machine.applied_index)
-    if machine.applied_index > journal.last_index or (term is not None and term != machine.applied_term):
-        raise CorruptData(
-            f"{data_dir}/journal",
-            0,
-            f"the store has applied entry {machine.applied_index} of term {machine.applied_term}, "
-            f"which is not in the journal (it ends at {journal.last_index})",
-        )
 
 
 async def _run_until_signal(config: NodeConfig) -> None:

@@ -110,6 +110,11 @@ class SnapshotCatalog:
         """Path at which a copy of the store is to be put before ``adopt_copy``."""
         return f"{self._directory.path}/{_COPY_NAME}"
 
+    def discard_copy(self) -> None:
+        """Remove an unfinished copy, if there is one."""
+        if _COPY_NAME in self._directory.names():
+            self._directory.remove(_COPY_NAME)
+
     def path(self, manifest: SnapshotManifest) -> str:
         """Path of a snapshot's data."""
         return f"{self._directory.path}/{manifest.data_name}"

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raftkv.consensus.core import RaftCore
@@ -21,7 +20,7 @@ from raftkv.consensus.snapshot import (
 )
 from raftkv.errors import CorruptData, StorageFailed
 from raftkv.ports import Clock
-from raftkv.store.machine import Machine, inspect_copy, stage_copy
+from raftkv.store.machine import Machine
 from raftkv.types import Index, NodeId
 
 logger = logging.getLogger(__name__)
@@ -193,10 +192,8 @@ class SnapshotKeeper:
         )
 
     def _copy_and_adopt(self) -> SnapshotManifest:
-        path = Path(self._catalog.copy_path)
-        path.unlink(missing_ok=True)
-        self._machine.copy_to(path)
-        info = inspect_copy(path)
+        self._catalog.discard_copy()
+        info = self._machine.copy_to(self._catalog.copy_path)
         return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, self._members)
 
     def _compact(self, covered: Index) -> None:
@@ -235,10 +232,9 @@ class SnapshotKeeper:
 
     async def _install(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:
         manifest = receiver.manifest
-        staged = Path(f"{self._catalog.path(manifest)}.partial")
         try:
             await asyncio.to_thread(self._catalog.adopt_received, receiver)
-            await asyncio.to_thread(stage_copy, Path(self._catalog.path(manifest)), staged)
+            staged = await asyncio.to_thread(self._machine.stage, self._catalog.path(manifest))
         except CorruptData as error:
             logger.warning("%s; asking again", error)
             self._acknowledge(peer, chunk, 0, failed=True)
@@ -253,7 +249,7 @@ class SnapshotKeeper:
             self._installed(manifest.index)
             logger.info("installed the snapshot at index %d from %s", manifest.index, peer)
         else:
-            await asyncio.to_thread(staged.unlink)
+            await asyncio.to_thread(self._machine.discard_staged, staged)
         self._acknowledge(peer, chunk, manifest.size)
 
     def _acknowledge(self, peer: NodeId, chunk: SnapshotChunk, next_offset: int, *, failed: bool = False) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 
@@ -78,7 +77,7 @@ class Backend(Protocol):
         """Return the bytes of commands that can still be applied; None while nothing bounds them."""
         ...
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: str) -> None:
         """Write a compacted copy of a consistent view; may run in another thread than the transactions.
 
         Raises:
@@ -86,8 +85,27 @@ class Backend(Protocol):
         """
         ...
 
-    def replace_by(self, staged: Path) -> None:
-        """Become the copy at ``staged``, which is moved into place."""
+    def open_copy(self, path: str) -> AbstractContextManager[ReadTransaction]:
+        """Open a copy for reading."""
+        ...
+
+    def stage(self, path: str) -> str:
+        """Make a copy of a copy beside it, since the store goes on writing to the one that it becomes.
+
+        Returns:
+            Its path; it may be made in another thread.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        ...
+
+    def replace_by(self, staged: str) -> None:
+        """Become the staged copy, which is moved into place."""
+        ...
+
+    def discard(self, staged: str) -> None:
+        """Remove a staged copy that is not needed."""
         ...
 
     def close(self) -> None:

@@ -14,9 +14,10 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import lmdb
@@ -35,6 +36,7 @@ _DATA_NAME = "data.mdb"
 _LOCK_NAME = "data.mdb-lock"
 _MARKER_NAME = "marker.json"
 _UNTRUSTED_SUFFIX = ".untrusted"
+_STAGED_SUFFIX = ".partial"
 
 _NAMED_DATABASES = 16
 _NEXT_RECORD = b"next-record"
@@ -129,21 +131,35 @@ class LmdbBackend:
         page_bytes: int = self._environment.stat()["psize"]
         return (int(self._environment.info()["last_pgno"]) + 1) * page_bytes
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: str) -> None:
         """Write a compacted copy of a consistent view."""
         try:
             with self._copying:
-                self._environment.copy(str(path), compact=True)
+                self._environment.copy(path, compact=True)
         except lmdb.Error as error:
             raise OSError(f"copying the store to {path} failed: {error}") from error
 
-    def replace_by(self, staged: Path) -> None:
+    def open_copy(self, path: str) -> AbstractContextManager[_Transaction]:
+        """Open a copy for reading."""
+        return open_copy(Path(path))
+
+    def stage(self, path: str) -> str:
+        """Make a copy of a copy."""
+        staged = path + _STAGED_SUFFIX
+        copyfile(path, staged)
+        return staged
+
+    def replace_by(self, staged: str) -> None:
         """Become the copy at ``staged``."""
         with self._copying:
             self._environment.close()
             (self._directory / _LOCK_NAME).unlink(missing_ok=True)
-            staged.replace(self._directory / _DATA_NAME)
+            Path(staged).replace(self._directory / _DATA_NAME)
             self._open()
+
+    def discard(self, staged: str) -> None:
+        """Remove a staged copy."""
+        Path(staged).unlink()
 
     def close(self) -> None:
         """Sync, mark the shutdown as clean, and release the environment."""

@@ -11,12 +11,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 
 from raftkv.errors import CorruptData, ForeignData, InvariantViolated
 from raftkv.store.backend import Backend, ReadTransaction, StoreIsFull, WriteTransaction
 from raftkv.store.commands import Command, Delete, MalformedCommand, Put, decode_commands
-from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_copy, open_trusted
+from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.types import (
     ClusterId,
     Condition,
@@ -203,18 +202,42 @@ class Machine:
                 digest.update(record)
         return digest.hexdigest()
 
-    def copy_to(self, path: Path) -> None:
-        """Write a compacted copy of a consistent state to a new file; may run in another thread."""
-        self._backend.copy_to(path)
+    def copy_to(self, path: str) -> StoreInfo:
+        """Write a compacted copy of a consistent state to a new file; may run in another thread.
 
-    def install_staged(self, staged: Path) -> None:
-        """Become the copy at ``staged``, which was made by ``stage_copy`` and is moved away.
+        Returns:
+            What the copy holds.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._backend.copy_to(path)
+        with self._backend.open_copy(path) as view:
+            return read_info(view, path)
+
+    def stage(self, path: str) -> str:
+        """Prepare to become the copy at ``path``, which stays; may run in another thread.
+
+        Returns:
+            What ``install_staged`` or ``discard_staged`` takes.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        return self._backend.stage(path)
+
+    def install_staged(self, staged: str) -> None:
+        """Become what was staged.
 
         Raises:
             ForeignData: It belongs to another cluster.
         """
         self._backend.replace_by(staged)
         self._load()
+
+    def discard_staged(self, staged: str) -> None:
+        """Remove what was staged."""
+        self._backend.discard(staged)
 
     def close(self) -> None:
         """Make the state durable and release it."""
@@ -293,17 +316,6 @@ def read_info(view: ReadTransaction, source: str) -> StoreInfo:
         raise CorruptData(source, 0, "its bookkeeping is incomplete")
     index, term, revision, compacted = _STATE_FIELDS.unpack(state)
     return StoreInfo(ClusterId(cluster_id.decode()), Index(index), Term(term), Revision(revision), Revision(compacted))
-
-
-def inspect_copy(path: Path) -> StoreInfo:
-    """Read what a copy of an LMDB store says of itself."""
-    with open_copy(path) as view:
-        return read_info(view, str(path))
-
-
-def stage_copy(source: Path, staged: Path) -> None:
-    """Make a copy of a copy, since the store goes on writing to the one that it becomes."""
-    copyfile(source, staged)
 
 
 def open_machine(

@@ -5,15 +5,21 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgpack
 
+from raftkv.ports import Directory
+
 
 class MemoryBackend:
-    """Live keys in a sorted list and a dictionary; see ``raftkv.store.backend.Backend``."""
+    """Live keys in a sorted list and a dictionary; see ``raftkv.store.backend.Backend``.
 
-    def __init__(self) -> None:
+    Args:
+        files: The directory of the copies that are written and read.
+    """
+
+    def __init__(self, files: Directory) -> None:
+        self._files = files
         self._content = _Content({}, {})
 
     @contextmanager
@@ -40,15 +46,34 @@ class MemoryBackend:
     def room_bytes(self) -> None:
         """Memory is taken for endless."""
 
-    def copy_to(self, path: Path) -> None:
-        """Write everything to a file."""
-        path.write_bytes(msgpack.packb([self._content.records, self._content.meta]))
+    def copy_to(self, path: str) -> None:
+        """Write everything to a new file."""
+        file = self._files.create(_name(path))
+        try:
+            file.append(msgpack.packb([self._content.records, self._content.meta]))
+        finally:
+            file.close()
 
-    def replace_by(self, staged: Path) -> None:
+    @contextmanager
+    def open_copy(self, path: str) -> Iterator[_Content]:
+        """Open a copy for reading."""
+        yield self._read_copy(path)
+
+    def stage(self, path: str) -> str:
+        """Check that a copy can be read; nothing writes to it later, so it needs no copy of its own."""
+        self._read_copy(path)
+        return path
+
+    def replace_by(self, staged: str) -> None:
         """Become the copy at ``staged``."""
-        records, meta = msgpack.unpackb(staged.read_bytes(), strict_map_key=False)
-        staged.unlink()
-        self._content = _Content(records, meta)
+        self._content = self._read_copy(staged)
+
+    def discard(self, staged: str) -> None:
+        """Nothing was made."""
+
+    def _read_copy(self, path: str) -> _Content:
+        records, meta = msgpack.unpackb(self._files.read(_name(path)), strict_map_key=False)
+        return _Content(records, meta)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -122,3 +147,7 @@ class _Draft:
         """Take everything back, the last change first."""
         while self._undo:
             self._undo.pop()()
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]

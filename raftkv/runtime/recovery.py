@@ -1,0 +1,105 @@
+"""Everything that a node has at rest, recovered and checked against each other before anything runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raftkv.consensus.journal import Journal
+from raftkv.consensus.segments import SegmentedLog, recover
+from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
+from raftkv.errors import CorruptData
+from raftkv.ports import Directory, Randomness
+from raftkv.runtime.identity import Identity, load_or_create
+from raftkv.store.machine import CommittedEntry, Machine
+from raftkv.types import ClusterId, Index, Member, NodeId, Term
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A node's data.
+
+    Attributes:
+        identity: Whose data it is.
+        journal: Log, term and vote.
+        segments: The durable half of the journal.
+        machine: The store; it reflects nothing that the journal does not have.
+        catalog: The snapshots.
+    """
+
+    identity: Identity
+    journal: Journal
+    segments: SegmentedLog
+    machine: Machine
+    catalog: SnapshotCatalog
+
+
+def recover_storage(
+    directory: Directory,
+    name: NodeId,
+    members: tuple[Member, ...],
+    randomness: Randomness,
+    open_machine: Callable[[ClusterId], Machine],
+) -> Storage:
+    """Open a data directory, or bootstrap an empty one.
+
+    Args:
+        directory: The data directory.
+        name: The member that it must belong to.
+        members: The members that its cluster must have been bootstrapped with.
+        randomness: Makes the storage id of a new directory.
+        open_machine: Opens the store, empty when its data cannot be trusted.
+
+    Raises:
+        ForeignData: It belongs to another member or cluster.
+        CorruptData: Something does not check; nothing was changed.
+        StorageFailed: The disk refused.
+    """
+    identity = load_or_create(directory, name, members, randomness)
+    catalog = SnapshotCatalog(directory.child("snapshots"), identity.cluster_id)
+    catalog.discard_partial()
+    manifest = catalog.newest()
+    machine = open_machine(identity.cluster_id)
+    try:
+        journal, segments = _recover_journal(directory, identity.cluster_id, manifest)
+        if manifest is not None and machine.applied_index < manifest.index:
+            _restore(machine, catalog, manifest)
+        if machine.applied_index == 0:
+            # Every log begins with this no-op of the engine; it is never replicated.
+            machine.apply([CommittedEntry(Index(1), Term(0), None)])
+        _check_agreement(machine, journal, directory)
+    except BaseException:
+        machine.close()
+        raise
+    return Storage(identity, journal, segments, machine, catalog)
+
+
+def _recover_journal(
+    directory: Directory, cluster_id: ClusterId, manifest: SnapshotManifest | None
+) -> tuple[Journal, SegmentedLog]:
+    recovered = recover(
+        directory.child("journal"), cluster_id, None if manifest is None else (manifest.index, manifest.term)
+    )
+    if recovered.cut_bytes:
+        logger.warning("cut %d bytes of a torn record from the end of the journal", recovered.cut_bytes)
+    return Journal(recovered), SegmentedLog(directory.child("journal"), cluster_id, recovered)
+
+
+def _restore(machine: Machine, catalog: SnapshotCatalog, manifest: SnapshotManifest) -> None:
+    logger.info("restoring the store from the snapshot at index %d", manifest.index)
+    catalog.verify(manifest)
+    machine.install_staged(machine.stage(catalog.path(manifest)))
+
+
+def _check_agreement(machine: Machine, journal: Journal, directory: Directory) -> None:
+    term = journal.term_at(machine.applied_index)
+    if machine.applied_index > journal.last_index or (term is not None and term != machine.applied_term):
+        raise CorruptData(
+            f"{directory.path}/journal",
+            0,
+            f"the store has applied entry {machine.applied_index} of term {machine.applied_term}, "
+            f"which is not in the journal (it ends at {journal.last_index})",
+        )
