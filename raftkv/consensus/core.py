@@ -173,7 +173,7 @@ class RaftCore:
             self._on_engine_send,
             self._on_engine_commit,
         )
-        for peer in self._connected - self._congested:
+        for peer in sorted(self._connected - self._congested):
             engine.connect(peer)
         if self._members == {self._name}:
             # Nobody else could lead, so there is nothing to wait for.
@@ -519,7 +519,7 @@ class RaftCore:
         return sent < _STEP_BYTES
 
     def _reconnect(self) -> None:
-        for peer in self._connected - self._congested:
+        for peer in sorted(self._connected - self._congested):
             self._engine.connect(peer)
 
     def _on_engine_commit(self, index: Index, command: bytes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raftkv.consensus.journal import Journal
-from raftkv.consensus.segments import SegmentedLog, recover
+from raftkv.consensus.segments import SEGMENT_BYTES, SegmentedLog, recover
 from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
 from raftkv.errors import CorruptData
 from raftkv.ports import Directory, Randomness
@@ -43,6 +43,7 @@ def recover_storage(
     members: tuple[Member, ...],
     randomness: Randomness,
     open_machine: Callable[[ClusterId], Machine],
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> Storage:
     """Open a data directory, or bootstrap an empty one.
 
@@ -52,6 +53,7 @@ def recover_storage(
         members: The members that its cluster must have been bootstrapped with.
         randomness: Makes the storage id of a new directory.
         open_machine: Opens the store, empty when its data cannot be trusted.
+        segment_bytes: Size of the journal's segments.
 
     Raises:
         ForeignData: It belongs to another member or cluster.
@@ -64,7 +66,7 @@ def recover_storage(
     manifest = catalog.newest()
     machine = open_machine(identity.cluster_id)
     try:
-        journal, segments = _recover_journal(directory, identity.cluster_id, manifest)
+        journal, segments = _recover_journal(directory, identity.cluster_id, manifest, segment_bytes)
         if manifest is not None and machine.applied_index < manifest.index:
             _restore(machine, catalog, manifest)
         if machine.applied_index == 0:
@@ -78,14 +80,16 @@ def recover_storage(
 
 
 def _recover_journal(
-    directory: Directory, cluster_id: ClusterId, manifest: SnapshotManifest | None
+    directory: Directory, cluster_id: ClusterId, manifest: SnapshotManifest | None, segment_bytes: int
 ) -> tuple[Journal, SegmentedLog]:
     recovered = recover(
         directory.child("journal"), cluster_id, None if manifest is None else (manifest.index, manifest.term)
     )
     if recovered.cut_bytes:
         logger.warning("cut %d bytes of a torn record from the end of the journal", recovered.cut_bytes)
-    return Journal(recovered), SegmentedLog(directory.child("journal"), cluster_id, recovered)
+    return Journal(recovered), SegmentedLog(
+        directory.child("journal"), cluster_id, recovered, segment_bytes
+    )
 
 
 def _restore(machine: Machine, catalog: SnapshotCatalog, manifest: SnapshotManifest) -> None:

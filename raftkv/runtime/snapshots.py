@@ -104,7 +104,7 @@ class SnapshotKeeper:
 
     def poll(self) -> None:
         """Take a snapshot when one is due, and send chunks that are due; call this regularly."""
-        for peer in self._core.take_peers_needing_snapshot():
+        for peer in sorted(self._core.take_peers_needing_snapshot()):
             self._start_sending(peer)
         for peer in list(self._senders):
             self._send_chunk(peer)

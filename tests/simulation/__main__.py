@@ -1,0 +1,98 @@
+"""``python -m tests.simulation``: run seeds, and say how to run a failing one again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from dataclasses import fields, replace
+
+from raftkv.consensus.guard import ALL_GUARDS, Guards
+from tests.simulation.faults import FAULTS
+from tests.simulation.world import Outcome, Plan, run_plan
+
+GUARDS = tuple(field.name for field in fields(Guards))
+
+
+def main() -> int:
+    """Run what the command line asks for; the exit status is 1 after a violation."""
+    arguments = _parse()
+    plan = Plan(
+        0,
+        arguments.nodes,
+        arguments.seconds,
+        frozenset(arguments.faults),
+        replace(ALL_GUARDS, **dict.fromkeys(arguments.ablate, False)),
+    )
+    first, last = arguments.seeds
+    began = time.monotonic()
+    virtual, operations, violations = 0.0, 0, 0
+    counts: Counter[str] = Counter()
+    for seed in range(first, last + 1):
+        outcome = run_plan(replace(plan, seed=seed))
+        virtual += outcome.virtual_seconds
+        operations += outcome.operations
+        counts.update(outcome.faults)
+        if arguments.trace:
+            print("\n".join(outcome.events))
+        if arguments.digest:
+            print(f"seed {seed}: {outcome.digest}")
+        if outcome.violation is not None:
+            violations += 1
+            print(f"seed {seed}: VIOLATION at {outcome.virtual_seconds:.3f} s: {outcome.violation}")
+            print(f"    again: {command_of(outcome)}", flush=True)
+            if arguments.first:
+                break
+    elapsed = time.monotonic() - began
+    print(
+        f"{last - first + 1} seeds of {plan.nodes} nodes: {violations} violations, {operations} operations, "
+        f"{virtual / 3600:.2f} virtual hours in {elapsed:.1f} s ({virtual / max(elapsed, 1e-9):.0f} times real time)"
+    )
+    print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    return 1 if violations else 0
+
+
+def command_of(outcome: Outcome) -> str:
+    """Return the command that runs a plan again, with everything that happens."""
+    plan = outcome.plan
+    command = f"python -m tests.simulation --seeds {plan.seed} --nodes {plan.nodes} --seconds {plan.seconds:g}"
+    if plan.faults != frozenset(FAULTS):
+        command += f" --faults {','.join(sorted(plan.faults))}"
+    for guard in GUARDS:
+        if not getattr(plan.guards, guard):
+            command += f" --ablate {guard}"
+    return f"{command} --trace"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=_seeds, default=(0, 99), metavar="A..B", help="seeds, both ends included")
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0, help="virtual time of faults in each run")
+    parser.add_argument("--faults", type=_names(FAULTS), default=FAULTS, help=f"some of: {', '.join(FAULTS)}")
+    parser.add_argument("--ablate", action="append", default=[], choices=GUARDS, help="switch a guard off")
+    parser.add_argument("--trace", action="store_true", help="print everything that happens")
+    parser.add_argument("--digest", action="store_true", help="print a digest of everything that happens")
+    parser.add_argument("--first", action="store_true", help="stop at the first violation")
+    return parser.parse_args()
+
+
+def _seeds(text: str) -> tuple[int, int]:
+    first, _dots, last = text.partition("..")
+    return int(first), int(last or first)
+
+
+def _names(allowed: tuple[str, ...]):
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = set(names) - set(allowed)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+        return names
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

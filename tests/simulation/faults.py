@@ -1,0 +1,265 @@
+"""The faults of a simulated cluster: when they happen is up to chance, that they end is not."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raftkv.types import NodeId
+
+if TYPE_CHECKING:
+    from tests.simulation.node import SimulatedNode
+    from tests.simulation.world import World
+
+FAULTS = (
+    "loss",
+    "delay",
+    "duplicate",
+    "reorder",
+    "partition",
+    "one-way",
+    "break",
+    "crash",
+    "crash-all",
+    "pause",
+    "clock",
+    "transfer",
+    "slow-disk",
+    "fsync",
+    "full-disk",
+    "bit-flip",
+)
+
+_MEAN_PAUSE_BETWEEN = 1.2
+
+
+class FaultInjector:
+    """Starts faults and ends them.
+
+    Args:
+        world: The cluster.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = random.Random(world.rng.getrandbits(64))
+        self._active = False
+        self._broken_disks: dict[NodeId, int] = {}
+        self.counts: Counter[str] = Counter()
+        self._actions: dict[str, Callable[[], None]] = {
+            "loss": self._loss,
+            "delay": self._delay,
+            "duplicate": self._duplicate,
+            "reorder": self._reorder,
+            "partition": self._partition,
+            "one-way": self._one_way,
+            "break": self._break,
+            "crash": self._crash,
+            "crash-all": self._crash_all,
+            "pause": self._pause,
+            "clock": self._clock,
+            "transfer": self._transfer,
+            "slow-disk": self._slow_disk,
+            "fsync": self._fsync,
+            "full-disk": self._full_disk,
+            "bit-flip": self._bit_flip,
+        }
+        # A run with few kinds of faults reaches states that a run with all of them never stays long enough for.
+        enabled = sorted(world.plan.faults)
+        count = self._rng.randint(min(2, len(enabled)), len(enabled)) if enabled else 0
+        self._enabled = sorted(self._rng.sample(enabled, count))
+
+    def start(self) -> None:
+        """Begin to do harm."""
+        self._active = True
+        self._world.log(f"faults: {', '.join(self._enabled)}")
+        if self._enabled:
+            self._next()
+
+    def stop(self) -> None:
+        """Heal everything that can heal by itself, and start what is down."""
+        self._active = False
+        weather = self._world.network.weather
+        weather.loss = weather.duplicate = 0.0
+        weather.reorder = False
+        weather.latency = 0.001
+        weather.cut.clear()
+        self._world.slow_disks = False
+        for node in self._world.nodes.values():
+            self._mend_disk(node)
+            if node.is_up and node.is_paused:
+                node.resume()
+            if not node.is_up:
+                self._restart(node)
+
+    def had_broken_disk(self, node: SimulatedNode) -> bool:
+        """Whether a node's disk refused at some time of its life, the last one if it is dead."""
+        life = node.generation if node.is_up else node.generation - 1
+        return self._broken_disks.get(node.name) == life
+
+    def _next(self) -> None:
+        self._after(self._rng.expovariate(1 / _MEAN_PAUSE_BETWEEN), self._strike)
+
+    def _strike(self) -> None:
+        fault = self._rng.choice(self._enabled)
+        self.counts[fault] += 1
+        self._world.log(f"fault: {fault}")
+        self._actions[fault]()
+        self._next()
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._world.loop.call_later(seconds, lambda: action() if self._active else None)
+
+    def _some_node(self) -> SimulatedNode | None:
+        """Choose a node that is up, often the leader."""
+        up = [node for node in self._world.nodes.values() if node.is_up]
+        leaders = [node for node in up if node.leads]
+        if leaders and self._rng.random() < 0.5:
+            return self._rng.choice(leaders)
+        return self._rng.choice(up) if up else None
+
+    def _loss(self) -> None:
+        self._world.network.weather.loss = self._rng.choice([0.01, 0.1, 0.4])
+        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "loss", 0.0))
+
+    def _delay(self) -> None:
+        self._world.network.weather.latency = self._rng.choice([0.01, 0.05, 0.3])
+        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "latency", 0.001))
+
+    def _duplicate(self) -> None:
+        self._world.network.weather.duplicate = self._rng.choice([0.05, 0.3])
+        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "duplicate", 0.0))
+
+    def _reorder(self) -> None:
+        self._world.network.weather.reorder = True
+        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "reorder", False))
+
+    def _cut(self, links: set[tuple[NodeId, NodeId]]) -> None:
+        cut = self._world.network.weather.cut
+        cut |= links
+        self._after(self._rng.uniform(0.3, 8), lambda: cut.difference_update(links))
+
+    def _partition(self) -> None:
+        names = list(self._world.nodes)
+        self._rng.shuffle(names)
+        side = set(names[: self._rng.randint(1, len(names) - 1)])
+        self._cut({(a, b) for a in names for b in names if (a in side) != (b in side)})
+
+    def _one_way(self) -> None:
+        names = list(self._world.nodes)
+        source = self._rng.choice(names)
+        others = [name for name in names if name != source]
+        targets = self._rng.sample(others, self._rng.randint(1, len(others)))
+        inbound = self._rng.random() < 0.5
+        self._cut({(target, source) if inbound else (source, target) for target in targets})
+
+    def _break(self) -> None:
+        names = list(self._world.nodes)
+        source, target = self._rng.sample(names, 2)
+        self._world.network.break_link(source, target)
+
+    def _crash(self) -> None:
+        node = self._some_node()
+        if node is None:
+            return
+        self._crash_node(node)
+        self._after(self._rng.uniform(0.05, 5), lambda: self._restart(node))
+
+    def _crash_all(self) -> None:
+        for node in self._world.nodes.values():
+            if node.is_up:
+                self._crash_node(node)
+                self._after(self._rng.uniform(0.05, 2), lambda node=node: self._restart(node))  # type: ignore[misc]
+
+    def _crash_node(self, node: SimulatedNode) -> None:
+        power_loss = self._rng.random() < 0.6
+        self._world.log(f"{node.name} {'loses power' if power_loss else 'is killed'}")
+        node.crash(power_loss=power_loss)
+
+    def _restart(self, node: SimulatedNode) -> None:
+        if not node.is_up and not self._world.start_node(node):
+            self._world.violate(f"{node.name} does not start: {node.failure}")
+
+    def _pause(self) -> None:
+        node = self._some_node()
+        if node is None or node.is_paused:
+            return
+        node.pause()
+        generation = node.generation
+
+        def resume() -> None:
+            if node.is_up and node.generation == generation:
+                node.resume()
+
+        self._after(self._rng.choice([0.2, 1.5, 6.0]), resume)
+
+    def _clock(self) -> None:
+        node = self._some_node()
+        if node is None:
+            return
+        if self._rng.random() < 0.5:
+            node.clock.jump(self._rng.choice([0.5, 3.0, 60.0]))
+        else:
+            node.clock.drift(self._rng.choice([0.5, 0.9, 1.1, 2.0]))
+
+    def _transfer(self) -> None:
+        for node in self._world.nodes.values():
+            if node.leads and not node.is_paused:
+                node.enter(node.core.transfer_leadership)
+                node.enter(node.replica.wake)
+
+    def _slow_disk(self) -> None:
+        self._world.slow_disks = True
+        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world, "slow_disks", False))
+
+    def _break_disk(self, node: SimulatedNode, attribute: str, value: object) -> None:
+        self._broken_disks[node.name] = node.generation
+        setattr(node.disk, attribute, value)
+
+        def mend() -> None:
+            self._mend_disk(node)
+            self._restart(node)
+
+        self._after(self._rng.uniform(0.2, 3), mend)
+
+    def _mend_disk(self, node: SimulatedNode) -> None:
+        node.disk.fail_syncs = node.disk.fail_writes = False
+        node.disk.capacity = None
+
+    def _fsync(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            self._break_disk(node, self._rng.choice(["fail_syncs", "fail_writes"]), value=True)
+
+    def _full_disk(self) -> None:
+        node = self._some_node()
+        if node is not None:
+            room = self._rng.choice([0, 100, 5_000])
+            self._break_disk(node, "capacity", node.disk.used() + room)
+
+    def _bit_flip(self) -> None:
+        """Damage a node's data at rest: it must refuse to start, or not have needed what was damaged."""
+        node = self._some_node()
+        if node is None:
+            return
+        node.crash(power_loss=False)
+        directories = [directory for directory in node.disk.directories.values() if directory.files]
+        directory = self._rng.choice(directories)
+        name = self._rng.choice(sorted(directory.files))
+        size = len(directory.files[name].data)
+        if not size:
+            self._after(0.1, lambda: self._restart(node))
+            return
+        bit = self._rng.randrange(8 * size)
+        directory.flip_bit(name, bit)
+        self._world.log(f"{node.name}: bit {bit} of {directory.path}/{name} flipped")
+        started = self._world.start_node(node)
+        if started and "/journal" in directory.path:
+            self._world.violate(f"{node.name} started over a damaged journal")
+        if started:
+            node.crash(power_loss=False)
+        if name in directory.files and len(directory.files[name].data) == size:
+            directory.flip_bit(name, bit)
+        self._after(self._rng.uniform(0.05, 2), lambda: self._restart(node))
