@@ -78,7 +78,11 @@ class SegmentedLog:
             self._directory.sync()
         if not self._segments:
             return self._create(1)
-        return self._directory.open_append(_name(self._segments[-1][0]), self._size)
+        # What was read may be in the page cache only: an earlier life was killed before its sync, or its sync failed,
+        # after which the cache passes for clean. From here on it counts as durable, so it is written anew.
+        name = _name(self._segments[-1][0])
+        self._directory.replace(name, self._directory.read_range(name, 0, self._size))
+        return self._directory.open_append(name, self._size)
 
     def write(self, batches: Sequence[Batch]) -> None:
         """Append batches with one write and one sync.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from raftkv.consensus.journal import Journal
 from raftkv.consensus.segments import SEGMENT_BYTES, SegmentedLog, recover
 from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
-from raftkv.errors import CorruptData
+from raftkv.errors import CorruptData, StorageFailed
 from raftkv.ports import Directory, Randomness
 from raftkv.runtime.identity import Identity, load_or_create
 from raftkv.store.machine import CommittedEntry, Machine
@@ -60,6 +60,20 @@ def recover_storage(
         CorruptData: Something does not check; nothing was changed.
         StorageFailed: The disk refused.
     """
+    try:
+        return _recover(directory, name, members, randomness, open_machine, segment_bytes)
+    except OSError as error:
+        raise StorageFailed(f"opening the data in {directory.path} failed: {error}") from error
+
+
+def _recover(
+    directory: Directory,
+    name: NodeId,
+    members: tuple[Member, ...],
+    randomness: Randomness,
+    open_machine: Callable[[ClusterId], Machine],
+    segment_bytes: int,
+) -> Storage:
     identity = load_or_create(directory, name, members, randomness)
     catalog = SnapshotCatalog(directory.child("snapshots"), identity.cluster_id)
     catalog.discard_partial()
@@ -87,9 +101,7 @@ def _recover_journal(
     )
     if recovered.cut_bytes:
         logger.warning("cut %d bytes of a torn record from the end of the journal", recovered.cut_bytes)
-    return Journal(recovered), SegmentedLog(
-        directory.child("journal"), cluster_id, recovered, segment_bytes
-    )
+    return Journal(recovered), SegmentedLog(directory.child("journal"), cluster_id, recovered, segment_bytes)
 
 
 def _restore(machine: Machine, catalog: SnapshotCatalog, manifest: SnapshotManifest) -> None:

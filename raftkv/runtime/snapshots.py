@@ -21,7 +21,7 @@ from raftkv.consensus.snapshot import (
 from raftkv.errors import CorruptData, StorageFailed
 from raftkv.ports import Clock
 from raftkv.store.machine import Machine
-from raftkv.types import Index, NodeId
+from raftkv.types import Index, NodeId, Role
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,9 @@ class SnapshotKeeper:
 
     def poll(self) -> None:
         """Take a snapshot when one is due, and send chunks that are due; call this regularly."""
+        if self._core.role is not Role.LEADER:
+            # A chunk speaks for the leader of its term: whoever leads no more must fall silent.
+            self._senders.clear()
         for peer in sorted(self._core.take_peers_needing_snapshot()):
             self._start_sending(peer)
         for peer in list(self._senders):
@@ -118,7 +121,7 @@ class SnapshotKeeper:
     def receive_ack(self, peer: NodeId, ack: SnapshotAck) -> None:
         """Go on sending to a peer."""
         sender = self._senders.get(peer)
-        if sender is None:
+        if sender is None or self._core.role is not Role.LEADER:
             return
         sender.acknowledge(ack)
         if sender.is_complete:
@@ -186,7 +189,11 @@ class SnapshotKeeper:
             return
         self._newest = manifest
         self._compact(manifest.index)
-        await asyncio.to_thread(self._catalog.remove_older_than, manifest)
+        try:
+            await asyncio.to_thread(self._catalog.remove_older_than, manifest)
+        except OSError as error:
+            # They only take up room; the next snapshot tries to remove them again.
+            logger.warning("removing superseded snapshots failed: %s", error)
         logger.info(
             "took a snapshot at index %d, %d bytes, in %.3f s", manifest.index, manifest.size, self._clock.now() - began
         )
@@ -204,7 +211,7 @@ class SnapshotKeeper:
 
     def _start_sending(self, peer: NodeId) -> None:
         manifest = self._newest
-        if manifest is None or peer in self._senders:
+        if manifest is None or peer in self._senders or self._core.role is not Role.LEADER:
             return
         logger.info("%s needs the snapshot at index %d", peer, manifest.index)
         catalog = self._catalog
@@ -215,8 +222,10 @@ class SnapshotKeeper:
     def _send_chunk(self, peer: NodeId) -> None:
         try:
             chunk = self._senders[peer].next_chunk(self._core.term, self._clock.now())
-        except FileNotFoundError:
-            # A newer snapshot took its place; the peer starts over with that.
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                logger.warning("reading a snapshot for %s failed: %s", peer, error)
+            # A newer snapshot took its place, or the disk refuses; the peer asks again and starts over.
             del self._senders[peer]
             return
         if chunk is not None:
@@ -227,7 +236,10 @@ class SnapshotKeeper:
         if self._receiver is None or self._receiver.manifest != manifest:
             if self._receiver is not None:
                 self._receiver.close()
-            self._receiver = self._catalog.start_receiving(manifest)
+            try:
+                self._receiver = self._catalog.start_receiving(manifest)
+            except OSError as error:
+                raise StorageFailed(f"receiving a snapshot failed: {error}") from error
         return self._receiver
 
     async def _install(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:

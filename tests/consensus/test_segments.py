@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raftkv.consensus.journal import Journal
 from raftkv.consensus.segments import SegmentedLog, recover
-from raftkv.errors import CorruptData, ForeignData, InvariantViolated
+from raftkv.errors import CorruptData, ForeignData, InvariantViolated, StorageFailed
 from raftkv.types import ClusterId, Index, Term
 from tests.consensus.harness import CLUSTER
 from tests.simulation.disk import SimulatedCrash, VirtualDisk
@@ -224,6 +224,38 @@ def test_a_failed_batch_of_one_commit_hint_never_causes_a_write():
     log.add(1)
     log.write()
     assert Log(log.disk).journal.getRaftCommitIndex() == 2
+
+
+def test_what_an_earlier_life_wrote_but_did_not_sync_is_durable_once_it_was_recovered():
+    disk = filled_disk()
+    log = Log(disk)
+    log.add(1, term=2)
+    batch = log.journal.take_batch()
+    disk.crash_at = disk.operations + 1
+    with pytest.raises(SimulatedCrash):
+        log.segments.write([batch])
+    disk.crash_at = None
+    # The process was killed before its sync; the next one finds the record in the page cache, and believes it.
+    recovered = Log(disk).state()
+    assert recovered[0][-1][1] == 15
+    disk.crash(random.Random(1))
+    assert Log(disk).state() == recovered
+
+
+def test_what_a_failed_sync_left_in_the_page_cache_is_written_anew():
+    disk = filled_disk()
+    log = Log(disk)
+    log.add(1, term=2)
+    disk.fail_syncs = True
+    with pytest.raises(StorageFailed):
+        log.write()
+    disk.fail_syncs = False
+    again = Log(disk)
+    recovered = again.state()
+    again.add(1, term=2)
+    again.write()
+    disk.crash(random.Random(1))
+    assert Log(disk).state()[0][: len(recovered[0])] == recovered[0]
 
 
 ACTIONS = st.lists(

@@ -2,7 +2,8 @@
 
 The model is a journalling file system with ordered metadata: of the data that was appended since the last sync of a
 file any prefix may survive, the last write torn at any byte; of the changes to names since the last sync of the
-directory any prefix may survive.
+directory any prefix may survive. After a failed sync of a file, its pages pass for clean although they are not on the
+disk: what was appended by then never gets there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class _File:
     def __init__(self, data: bytes = b"") -> None:
         self.data = bytearray(data)
         self.synced = len(data)
+        self.is_poisoned = False
 
 
 class VirtualDisk:
@@ -191,8 +193,11 @@ class VirtualAppendFile:
         assert not self._closed
         self._disk.count()
         if self._disk.fail_syncs:
+            # The pages pass for clean from now on: no later sync of this file brings them to the disk.
+            self._file.is_poisoned = True
             raise OSError(errno.EIO, "Input/output error")
-        self._file.synced = len(self._file.data)
+        if not self._file.is_poisoned:
+            self._file.synced = len(self._file.data)
 
     def close(self) -> None:
         self._closed = True

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from raftkv.errors import StorageFailed
 from raftkv.types import NodeId
 
 if TYPE_CHECKING:
@@ -99,6 +100,12 @@ class FaultInjector:
         life = node.generation if node.is_up else node.generation - 1
         return self._broken_disks.get(node.name) == life
 
+    def note_start(self, node: SimulatedNode) -> None:
+        """A node begins a life; its disk may be broken from the first day on."""
+        disk = node.disk
+        if disk.fail_syncs or disk.fail_writes or disk.capacity is not None:
+            self._broken_disks[node.name] = node.generation
+
     def _next(self) -> None:
         self._after(self._rng.expovariate(1 / _MEAN_PAUSE_BETWEEN), self._strike)
 
@@ -179,7 +186,11 @@ class FaultInjector:
         node.crash(power_loss=power_loss)
 
     def _restart(self, node: SimulatedNode) -> None:
-        if not node.is_up and not self._world.start_node(node):
+        if node.is_up or self._world.start_node(node):
+            return
+        if isinstance(node.failure, StorageFailed) and self._active:
+            self._after(0.5, lambda: self._restart(node))
+        else:
             self._world.violate(f"{node.name} does not start: {node.failure}")
 
     def _pause(self) -> None:

@@ -96,9 +96,11 @@ class World:
         self.guards = plan.guards
         self.loop = SimulationLoop()
         self.loop.run_worker = self._run_worker
+        self.loop.set_exception_handler(self._on_loop_error)
         self.events: list[str] = []
         self.slow_disks = False
         self._committed: dict[int, tuple[int, bytes | None]] = {}
+        self._committed_in: dict[int, int] = {}
         self._results: dict[int, str] = {}
         self._hashes: dict[int, str] = {}
         self._leaders: dict[int, NodeId] = {}
@@ -224,6 +226,8 @@ class World:
         """Check that every node applies the same entries with the same results."""
         for entry, result in zip(entries, results, strict=True):
             known = self._committed.setdefault(entry.index, (entry.term, entry.payload))
+            # Whoever applies it has heard of its commit in this term or an earlier one.
+            self._committed_in.setdefault(entry.index, node.core.term if node.is_up else entry.term)
             if known != (entry.term, entry.payload):
                 self.violate(f"{node.name} applied another entry at index {entry.index} than others did")
             if self._results.setdefault(entry.index, repr(result)) != repr(result):
@@ -257,7 +261,8 @@ class World:
             self.violate(f"{first} and {node.name} both lead term {term}")
         journal = node.storage.journal
         for index, (committed_term, _payload) in self._committed.items():
-            if index > journal.base_index and journal.term_at(index) != committed_term:
+            is_older = self._committed_in[index] < term
+            if is_older and index > journal.base_index and journal.term_at(index) != committed_term:
                 self.violate(f"{node.name} leads term {term} without the committed entry {index}")
 
     def on_fatal(self, node: SimulatedNode, error: BaseException) -> None:
@@ -275,8 +280,13 @@ class World:
             self.log(f"{node.name} refuses to start: {type(error).__name__}")
             node.failure = error
             return False
+        self.faults.note_start(node)
         self.log(f"{node.name} started")
         return True
+
+    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody took would otherwise be a line in a log."""
+        self.violate(f"{context['message']}: {context.get('exception')!r}")
 
     def _deliver(self, source: NodeId, target: NodeId, message: Message) -> None:
         self._tell(target, "on_message", source, message)
