@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from raftkv.consensus.messages import AppendEntries, Message, RequestVote, TimeoutNow, Vote
 from raftkv.errors import StorageFailed
 from raftkv.types import NodeId
 
@@ -24,6 +26,7 @@ FAULTS = (
     "break",
     "crash",
     "crash-all",
+    "power-cut",
     "pause",
     "clock",
     "transfer",
@@ -31,9 +34,19 @@ FAULTS = (
     "fsync",
     "full-disk",
     "bit-flip",
+    "stranger",
+    "rogue",
 )
 
 _MEAN_PAUSE_BETWEEN = 1.2
+
+
+def _with_another_type(message: Message) -> Message | None:
+    """Return an append with its first entry changed into a membership change of the engine."""
+    if not isinstance(message, AppendEntries) or not message.entries:
+        return None
+    command, index, term = message.entries[0]
+    return replace(message, entries=((b"\x02" + command[1:], index, term), *message.entries[1:]))
 
 
 class FaultInjector:
@@ -59,6 +72,7 @@ class FaultInjector:
             "break": self._break,
             "crash": self._crash,
             "crash-all": self._crash_all,
+            "power-cut": self._power_cut,
             "pause": self._pause,
             "clock": self._clock,
             "transfer": self._transfer,
@@ -66,6 +80,8 @@ class FaultInjector:
             "fsync": self._fsync,
             "full-disk": self._full_disk,
             "bit-flip": self._bit_flip,
+            "stranger": self._stranger,
+            "rogue": self._rogue,
         }
         # A run with few kinds of faults reaches states that a run with all of them never stays long enough for.
         enabled = sorted(world.plan.faults)
@@ -87,6 +103,7 @@ class FaultInjector:
         weather.reorder = False
         weather.latency = 0.001
         weather.cut.clear()
+        self._world.network.tamper = None
         self._world.slow_disks = False
         for node in self._world.nodes.values():
             self._mend_disk(node)
@@ -180,6 +197,23 @@ class FaultInjector:
                 self._crash_node(node)
                 self._after(self._rng.uniform(0.05, 2), lambda node=node: self._restart(node))  # type: ignore[misc]
 
+    def _power_cut(self) -> None:
+        """All nodes lose power at the worst moment: while most of them have something to sync."""
+        self._world.slow_disks = True
+        self._await_busy_disks(patience=500)
+
+    def _await_busy_disks(self, patience: int) -> None:
+        up = [node for node in self._world.nodes.values() if node.is_up]
+        busy = [node for node in up if node.writer.is_busy]
+        if 2 * len(busy) <= len(self._world.nodes) and patience:
+            self._after(0.002, lambda: self._await_busy_disks(patience - 1))
+            return
+        self._world.slow_disks = False
+        for node in up:
+            self._world.log(f"{node.name} loses power")
+            node.crash(power_loss=True)
+            self._after(self._rng.uniform(0.05, 2), lambda node=node: self._restart(node))  # type: ignore[misc]
+
     def _crash_node(self, node: SimulatedNode) -> None:
         power_loss = self._rng.random() < 0.6
         self._world.log(f"{node.name} {'loses power' if power_loss else 'is killed'}")
@@ -249,6 +283,27 @@ class FaultInjector:
         if node is not None:
             room = self._rng.choice([0, 100, 5_000])
             self._break_disk(node, "capacity", node.disk.used() + room)
+
+    def _stranger(self) -> None:
+        """Somebody who is no member speaks to a node as if it led."""
+        node = self._some_node()
+        if node is None:
+            return
+        term = node.core.term + self._rng.randint(0, 1)
+        index = node.storage.journal.last_index
+        message = self._rng.choice(
+            [
+                TimeoutNow(term),
+                Vote(term),
+                RequestVote(term + 1, index + 10, term),
+                AppendEntries(term, index, index, node.storage.journal.last_term, ((b"\x00strange", index + 1, term),)),
+            ]
+        )
+        node.enter(node.replica.on_message, NodeId("stranger"), message)
+
+    def _rogue(self) -> None:
+        """The next append of a leader arrives with an entry of a type that raftkv never uses."""
+        self._world.network.tamper = _with_another_type
 
     def _bit_flip(self) -> None:
         """Damage a node's data at rest: it must refuse to start, or not have needed what was damaged."""

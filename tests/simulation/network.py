@@ -92,6 +92,7 @@ class Network:
         self.connections: dict[tuple[NodeId, NodeId], _Connection] = {}
         self.weather = Weather()
         self.delivered = 0
+        self.tamper: Callable[[Message], Message | None] | None = None
         self._poll()
 
     def send(self, source: NodeId, target: NodeId, message: Message) -> bool:
@@ -136,6 +137,10 @@ class Network:
         lives = number is None or (connection is not None and connection.number == number)
         if lives and self._is_up(target):
             self.delivered += 1
+            changed = self.tamper(message) if self.tamper is not None else None
+            if changed is not None:
+                self.tamper = None
+                self._deliver(source, target, changed)
             self._deliver(source, target, message)
 
     def _poll(self) -> None:

@@ -143,7 +143,7 @@ class SimulatedWriter:
         self._node = node
         self._log = log
         self._orders: deque[Batch | Index] = deque()
-        self._is_busy = False
+        self.is_busy = False
         self._generation = node.generation
 
     def write(self, batch: Batch) -> None:
@@ -155,14 +155,14 @@ class SimulatedWriter:
         self._begin()
 
     def _begin(self) -> None:
-        if not self._is_busy:
-            self._is_busy = True
+        if not self.is_busy:
+            self.is_busy = True
             self._node.later(self._node.world.sync_seconds(), self._finish)
 
     def _finish(self) -> None:
         if self._generation != self._node.generation:
             return
-        self._is_busy = False
+        self.is_busy = False
         orders, self._orders = list(self._orders), deque()
         batches = [order for order in orders if isinstance(order, Batch)]
         try:

@@ -69,6 +69,7 @@ class Outcome:
         applied: Entries of the log that were applied somewhere.
         faults: How often each fault happened.
         digest: Digest of everything that happened; equal for equal plans.
+        wasted_terms: Terms in which nobody led: campaigns that could not be won.
         events: Everything that happened, a line each.
     """
 
@@ -80,6 +81,7 @@ class Outcome:
     applied: int
     faults: dict[str, int]
     digest: str
+    wasted_terms: int
     events: list[str] = field(default_factory=list)
 
 
@@ -142,8 +144,12 @@ class World:
             len(self._committed),
             dict(sorted(self.faults.counts.items())),
             hashlib.sha256(text).hexdigest(),
+            self._wasted_terms(),
             self.events,
         )
+
+    def _wasted_terms(self) -> int:
+        return max((node.core.term for node in self.nodes.values()), default=0) - len(self._leaders)
 
     def _close(self) -> None:
         for node in self.nodes.values():
