@@ -7,10 +7,13 @@ import sys
 import time
 from collections import Counter
 from dataclasses import fields, replace
+from datetime import date
 
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from tests.simulation.faults import FAULTS
 from tests.simulation.world import Outcome, Plan, run_plan
+
+_SEEDS_A_DAY = 100_000
 
 GUARDS = tuple(field.name for field in fields(Guards))
 
@@ -26,10 +29,18 @@ def main() -> int:
         replace(ALL_GUARDS, **dict.fromkeys(arguments.ablate, False)),
     )
     first, last = arguments.seeds
+    if arguments.today is not None:
+        first = date.today().toordinal() * _SEEDS_A_DAY  # noqa: DTZ011 - any day will do
+        last = first + arguments.today - 1
+        print(f"today's seeds: {first}..{last}", flush=True)
     began = time.monotonic()
     virtual, operations, violations = 0.0, 0, 0
     counts: Counter[str] = Counter()
+    runs = 0
     for seed in range(first, last + 1):
+        if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
+            break
+        runs += 1
         outcome = run_plan(replace(plan, seed=seed))
         virtual += outcome.virtual_seconds
         operations += outcome.operations
@@ -46,7 +57,8 @@ def main() -> int:
                 break
     elapsed = time.monotonic() - began
     print(
-        f"{last - first + 1} seeds of {plan.nodes} nodes: {violations} violations, {operations} operations, "
+        f"seeds {first}..{first + runs - 1}, {plan.nodes} nodes: {runs} runs, {violations} violations, "
+        f"{operations} operations, "
         f"{virtual / 3600:.2f} virtual hours in {elapsed:.1f} s ({virtual / max(elapsed, 1e-9):.0f} times real time)"
     )
     print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
@@ -68,6 +80,8 @@ def command_of(outcome: Outcome) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=_seeds, default=(0, 99), metavar="A..B", help="seeds, both ends included")
+    parser.add_argument("--today", type=int, metavar="N", help="N seeds that change with the day, instead of --seeds")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop after this time (default: run all seeds)")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="virtual time of faults in each run")
     parser.add_argument("--faults", type=_names(FAULTS), default=FAULTS, help=f"some of: {', '.join(FAULTS)}")

@@ -130,7 +130,9 @@ class Network:
         self._loop.call_at(arrival, self._arrive, source, target, connection.number, message)
         if weather.duplicate and rng.random() < weather.duplicate:
             # As if a superseded connection had let it through: its own connection need not live any more.
-            self._loop.call_at(arrival + rng.expovariate(2.0), self._arrive, source, target, None, message)
+            self._loop.call_at(
+                arrival + rng.expovariate(rng.choice((0.3, 2.0, 10.0))), self._arrive, source, target, None, message
+            )
 
     def _arrive(self, source: NodeId, target: NodeId, number: int | None, message: Message) -> None:
         connection = self.connections.get((source, target))

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import raftkv.consensus.core as core_module
+from raftkv.consensus import engine
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
 from raftkv.consensus.journal import Batch
@@ -41,6 +43,16 @@ SETTINGS = ReplicaSettings(
 # Small, so that snapshots, compaction and segments come and go within seconds.
 POLICY = SnapshotPolicy(journal_bytes=3_000, journal_entries=60, tail_bytes=1_000)
 SEGMENT_BYTES = 4_096
+
+
+_BATCH_BYTES = 1_500
+_STEP_BYTES = 4_000
+
+
+def shrink_limits() -> None:
+    """Make the core's limits so small that the workload's short entries reach them."""
+    engine._BATCH_BYTES = _BATCH_BYTES
+    core_module._STEP_BYTES = _STEP_BYTES
 
 
 class NodeClock:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import raftkv.consensus.core as core_module
+from raftkv.consensus import engine
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from raftkv.consensus.messages import Message
 from raftkv.errors import FatalError, StorageFailed
@@ -24,7 +26,7 @@ from raftkv.verification.linearizability import Verdict, check_history
 from tests.simulation.faults import FAULTS, FaultInjector
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.network import Network
-from tests.simulation.node import CURRENT_NODE, SimulatedNode
+from tests.simulation.node import CURRENT_NODE, SimulatedNode, shrink_limits
 from tests.simulation.workload import Workload
 
 PEACE_SECONDS = 40.0
@@ -127,12 +129,15 @@ class World:
         """Do what the plan says."""
         logging.disable(logging.CRITICAL)
         asyncio.set_event_loop(self.loop)
+        limits = engine._BATCH_BYTES, core_module._STEP_BYTES
+        shrink_limits()
         try:
             self.loop.run_until_complete(self._run())
         except Violation as violation:
             self._violation = self._violation or str(violation)
         finally:
             self._close()
+            engine._BATCH_BYTES, core_module._STEP_BYTES = limits
         history = self.workload.history
         text = "\n".join(self.events).encode()
         return Outcome(
