@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip
 
-.PHONY: help run test lint clean
+.PHONY: help run test lint soak clean
 
 help:
 	@echo "make run    start a three-node cluster on this machine, until Ctrl-C"
 	@echo "make test   install the development tools and run every check"
 	@echo "make lint   the checks without the tests"
+	@echo "make soak   simulation and kills for as long as you like (SOAK_MINUTES, default 60)"
 	@echo "make clean  remove what the other targets made"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,6 +36,12 @@ test: lint
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+	$(BIN)/python -m tests.simulation --today 300 --nodes 3 & three=$$!; \
+	$(BIN)/python -m tests.simulation --today 200 --nodes 5; five=$$?; \
+	wait $$three && test $$five = 0
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak --minutes $(or $(SOAK_MINUTES),60)
 
 clean:
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info raftkv-dev-data

@@ -38,6 +38,8 @@ FAULTS = (
     "rogue",
 )
 
+_BETWEEN_NODES = {"partition", "one-way", "break"}
+
 _MEAN_PAUSE_BETWEEN = 1.2
 
 
@@ -84,7 +86,7 @@ class FaultInjector:
             "rogue": self._rogue,
         }
         # A run with few kinds of faults reaches states that a run with all of them never stays long enough for.
-        enabled = sorted(world.plan.faults)
+        enabled = sorted(world.plan.faults - (_BETWEEN_NODES if len(world.nodes) == 1 else set()))
         count = self._rng.randint(min(2, len(enabled)), len(enabled)) if enabled else 0
         self._enabled = sorted(self._rng.sample(enabled, count))
 
