@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 from raftkv.consensus.messages import Entry
@@ -60,6 +60,7 @@ class RecoveredLog:
         cut_bytes: Bytes of a torn record behind them.
         torn_segment: Number of a segment that a crash left without a header; it holds nothing.
         needs_reset: The log at rest is superseded by the snapshot, which has to be recorded.
+        state_at_rest: The state that the records at rest lead to, before that.
     """
 
     base_index: Index
@@ -71,6 +72,7 @@ class RecoveredLog:
     cut_bytes: int = 0
     torn_segment: int | None = None
     needs_reset: bool = False
+    state_at_rest: LogState = field(default_factory=LogState)
 
 
 class Journal:
@@ -98,6 +100,8 @@ class Journal:
         self._durable_index: int = self.last_index
         self._marks: deque[list[int]] = deque()
         if recovered.needs_reset:
+            # The snapshot's term may be news too: a segment's header has to follow from the records before it.
+            self._record(encode_hard_state(self._term, self._vote))
             self._record(encode_reset(self.base_index, self.base_term))
 
     @property

@@ -66,7 +66,7 @@ class SegmentedLog:
         self._directory = directory
         self._cluster_id = cluster_id
         self._segment_bytes = segment_bytes
-        self._state = recovered.state.copy()
+        self._state = recovered.state_at_rest.copy()
         self._segments = list(recovered.segments)
         self._size = recovered.tail_bytes
         self._failure: StorageFailed | None = None
@@ -215,6 +215,7 @@ def recover(directory: Directory, cluster_id: ClusterId, snapshot: tuple[Index, 
         if snapshot is not None:
             raise CorruptData(directory.path, 0, "there is a snapshot but no journal: votes and entries are gone")
         log = _Log(first=2, entries=[], state=LogState())
+    state_at_rest = log.state.copy()
     recovered = _rebase(directory, log, snapshot)
     return RecoveredLog(
         recovered.base_index,
@@ -226,6 +227,7 @@ def recover(directory: Directory, cluster_id: ClusterId, snapshot: tuple[Index, 
         cut_bytes,
         torn_segment,
         recovered.needs_reset and bool(segments),
+        state_at_rest,
     )
 
 
@@ -237,7 +239,8 @@ def _rebase(directory: Directory, log: _Log, snapshot: tuple[Index, Term] | None
     if is_superseded:
         state = log.state
         state.last_index, state.last_term = base_index, base_term
-        state.term = max(state.term, base_term)
+        if base_term > state.term:
+            state.term, state.vote = base_term, None
         return RecoveredLog(base_index, base_term, [], state, [], needs_reset=True)
     if log.first > base_index + 1:
         raise CorruptData(

@@ -314,3 +314,20 @@ def test_after_any_crash_the_log_is_what_was_synced_or_some_of_what_was_being_wr
     assert before[1] <= recovered[1] <= after[1]
     if len(possible) == 1:
         assert recovered == before
+
+
+@pytest.mark.parametrize("snapshot", [(Index(64), Term(1)), (Index(64), Term(7))], ids=["its own term", "a newer term"])
+@pytest.mark.parametrize("segment_bytes", [1, 300])
+def test_a_snapshot_that_supersedes_the_log_is_recorded_before_a_new_segment_begins(snapshot, segment_bytes):
+    """A received snapshot was durable, and the power went before the journal knew; its last segment was full."""
+    disk = filled_disk()
+    for _life in range(3):
+        log = Log(disk, snapshot, segment_bytes)
+        assert log.recovered.base_index == 64
+        assert log.journal.getCurrentTerm() == max(2, snapshot[1])
+        log.write()
+        log.add(1, term=7)
+        log.journal.deleteEntriesFrom(1)
+        log.write()
+        log.segments.close()
+    assert Log(disk, snapshot, segment_bytes).journal.last_index == 64
