@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,3 +56,16 @@ class Operation:
     ended: float
     outcome: Outcome
     expected: bytes | None = None
+
+    def __str__(self) -> str:
+        ended = "…" if math.isinf(self.ended) else f"{self.ended:.6f}"
+        expected = f" instead of {readable(self.expected)}" if self.kind is Kind.SWAP else ""
+        return (
+            f"{self.started:.6f} to {ended}: {self.client} {self.kind.value} {readable(self.value)}{expected}: "
+            f"{self.outcome.value}"
+        )
+
+
+def readable(value: bytes | None) -> str:
+    """Return a key or value as people want to see it."""
+    return "nothing" if value is None else value.decode(errors="backslashreplace")

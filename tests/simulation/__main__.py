@@ -11,6 +11,7 @@ from datetime import date
 
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from tests.simulation.faults import FAULTS
+from tests.simulation.shrink import shrink
 from tests.simulation.world import Outcome, Plan, run_plan
 
 _SEEDS_A_DAY = 100_000
@@ -42,6 +43,8 @@ def main() -> int:
             break
         runs += 1
         outcome = run_plan(replace(plan, seed=seed))
+        if arguments.strikes is not None:
+            outcome = run_plan(outcome.plan, [outcome.strikes[number] for number in arguments.strikes])
         virtual += outcome.virtual_seconds
         operations += outcome.operations
         counts.update(outcome.faults)
@@ -53,6 +56,8 @@ def main() -> int:
             violations += 1
             print(f"seed {seed}: VIOLATION at {outcome.virtual_seconds:.3f} s: {outcome.violation}")
             print(f"    again: {command_of(outcome)}", flush=True)
+            if arguments.shrink:
+                _tell_shrunk(outcome, shrink(outcome, arguments.shrink))
             if arguments.first:
                 break
     elapsed = time.monotonic() - began
@@ -77,6 +82,14 @@ def command_of(outcome: Outcome) -> str:
     return f"{command} --trace"
 
 
+def _tell_shrunk(failed: Outcome, shrunk: Outcome) -> None:
+    print(f"    {len(shrunk.strikes)} of its {len(failed.strikes)} faults are enough: {shrunk.violation}")
+    for strike in shrunk.strikes:
+        print(f"        {strike.time:9.3f} s  {strike.fault}")
+    numbers = ",".join(str(strike.number) for strike in shrunk.strikes)
+    print(f"    again: {command_of(failed)} --strikes {numbers}", flush=True)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=_seeds, default=(0, 99), metavar="A..B", help="seeds, both ends included")
@@ -88,6 +101,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ablate", action="append", default=[], choices=GUARDS, help="switch a guard off")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     parser.add_argument("--digest", action="store_true", help="print a digest of everything that happens")
+    parser.add_argument("--shrink", type=float, default=30.0, metavar="SECONDS", help="time to shrink a failed run")
+    parser.add_argument("--strikes", type=_numbers, metavar="N,N,…", help="repeat these faults of the seed alone")
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     return parser.parse_args()
 
@@ -95,6 +110,10 @@ def _parse() -> argparse.Namespace:
 def _seeds(text: str) -> tuple[int, int]:
     first, _dots, last = text.partition("..")
     return int(first), int(last or first)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
 
 def _names(allowed: tuple[str, ...]):

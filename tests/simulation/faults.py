@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raftkv.consensus.messages import AppendEntries, Message, RequestVote, TimeoutNow, Vote
@@ -51,15 +51,35 @@ def _with_another_type(message: Message) -> Message | None:
     return replace(message, entries=((b"\x02" + command[1:], index, term), *message.entries[1:]))
 
 
+@dataclass(frozen=True)
+class Strike:
+    """One fault of a run, with what it takes to strike in the same way again.
+
+    Attributes:
+        number: Its place among the strikes of the run, from 0.
+        time: When it struck.
+        fault: Its kind.
+        randomness: State of the generator that its choices come from.
+    """
+
+    number: int
+    time: float
+    fault: str
+    randomness: object
+
+
 class FaultInjector:
     """Starts faults and ends them.
 
     Args:
         world: The cluster.
+        replayed: Strikes of an earlier run to repeat, instead of new ones.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, replayed: Sequence[Strike] | None = None) -> None:
         self._world = world
+        self._replayed = replayed
+        self.strikes: list[Strike] = []
         self._rng = random.Random(world.rng.getrandbits(64))
         self._active = False
         self._broken_disks: dict[NodeId, int] = {}
@@ -94,7 +114,10 @@ class FaultInjector:
         """Begin to do harm."""
         self._active = True
         self._world.log(f"faults: {', '.join(self._enabled)}")
-        if self._enabled:
+        if self._replayed is not None:
+            for strike in self._replayed:
+                self._world.loop.call_at(strike.time, self._strike_again, strike)
+        elif self._enabled:
             self._next()
 
     def stop(self) -> None:
@@ -130,10 +153,19 @@ class FaultInjector:
 
     def _strike(self) -> None:
         fault = self._rng.choice(self._enabled)
-        self.counts[fault] += 1
-        self._world.log(f"fault: {fault}")
-        self._actions[fault]()
+        self._carry_out(Strike(len(self.strikes), self._world.loop.time(), fault, self._rng.getstate()))
         self._next()
+
+    def _strike_again(self, strike: Strike) -> None:
+        if self._active:
+            self._rng.setstate(strike.randomness)  # type: ignore[arg-type]
+            self._carry_out(strike)
+
+    def _carry_out(self, strike: Strike) -> None:
+        self.strikes.append(strike)
+        self.counts[strike.fault] += 1
+        self._world.log(f"fault: {strike.fault}")
+        self._actions[strike.fault]()
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._world.loop.call_later(seconds, lambda: action() if self._active else None)

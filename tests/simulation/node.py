@@ -114,7 +114,7 @@ class PausableReplica(Replica):
         deferred, self._deferred = self._deferred or deque(), None
         for action in deferred:
             if self._node.is_up:
-                action()
+                self._guarded(action)
 
     def _later(self, action: Callable[[], None]) -> bool:
         if self._deferred is None:

@@ -8,35 +8,54 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from tests.simulation.faults import FAULTS
+from tests.simulation.shrink import shrink
 from tests.simulation.world import Plan, run_plan
 
 ALL = frozenset(FAULTS)
 POWER = frozenset({"loss", "power-cut", "slow-disk"})
 LINKS = frozenset({"one-way", "partition"})
 
-CAUGHT: dict[str, tuple[frozenset[str], int]] = {
-    "promise_after_sync": (POWER, 40),
-    "leader_counts_synced": (POWER, 120),
-    "apply_after_sync": (ALL, 120),
-    "keep_matching_entries": (ALL, 20),
-    "read_index": (ALL, 20),
-    "clamp_snapshot_commit": (frozenset({"crash", "delay", "partition"}), 120),
-    "known_commands_only": (ALL, 60),
-    "members_only": (ALL, 40),
+
+@dataclass(frozen=True)
+class Hunt:
+    """How the absence of a guard is found.
+
+    Attributes:
+        seeds: Bound on the seeds that it takes.
+        faults: Those that find it fastest.
+        nodes: Members of the cluster.
+        without: Another guard that would hide it, switched off too; that one alone is shown to break nothing.
+    """
+
+    seeds: int
+    faults: frozenset[str] = ALL
+    nodes: int = 3
+    without: str | None = None
+
+
+CAUGHT = {
+    "promise_after_sync": Hunt(40, POWER),
+    "leader_counts_synced": Hunt(120, POWER),
+    "apply_after_sync": Hunt(120),
+    "keep_matching_entries": Hunt(20),
+    "read_index": Hunt(20),
+    "clamp_snapshot_commit": Hunt(120, frozenset({"crash", "delay", "partition"})),
+    "known_commands_only": Hunt(60),
+    "members_only": Hunt(40),
+    "one_vote_a_member": Hunt(20, frozenset({"duplicate", "partition"}), nodes=5, without="pre_vote"),
 }
-"""Guards whose absence breaks a promise: the faults that find it fastest, and a bound on the seeds."""
+"""Guards whose absence breaks a promise."""
 
 DIRECTED_ONLY = {
     "term_stamped_results",
     "clamp_commit",
     "answer_lower_terms",
-    "one_vote_a_member",
     "ignore_old_snapshots",
     "conflict_hint",
     "bounded_sending",
@@ -47,9 +66,10 @@ REGRESSIONS = [(3, 263), (3, 253), (5, 34), (5, 143), (5, 33345)]
 """Nodes and seed of runs that once found a fault in the code."""
 
 
-def run_until_caught(guard: str, faults: frozenset[str], seeds: int) -> str | None:
-    for seed in range(seeds):
-        outcome = run_plan(Plan(seed, faults=faults, guards=replace(ALL_GUARDS, **{guard: False})))
+def run_until_caught(hunt: Hunt, *guards: str) -> str | None:
+    switched = replace(ALL_GUARDS, **dict.fromkeys(guards, False))
+    for seed in range(hunt.seeds):
+        outcome = run_plan(Plan(seed, hunt.nodes, faults=hunt.faults, guards=switched))
         if outcome.violation is not None:
             return f"seed {seed}: {outcome.violation}"
     return None
@@ -57,8 +77,12 @@ def run_until_caught(guard: str, faults: frozenset[str], seeds: int) -> str | No
 
 @pytest.mark.parametrize("guard", CAUGHT)
 def test_the_absence_of_a_guard_is_caught(guard):
-    faults, seeds = CAUGHT[guard]
-    assert run_until_caught(guard, faults, seeds) is not None
+    hunt = CAUGHT[guard]
+    if hunt.without is None:
+        assert run_until_caught(hunt, guard) is not None
+        return
+    assert run_until_caught(hunt, guard, hunt.without) is not None
+    assert run_until_caught(hunt, hunt.without) is None
 
 
 def test_without_pre_vote_terms_are_wasted():
@@ -102,3 +126,18 @@ def test_a_seed_repeats_to_the_byte_whatever_the_hash_seed():
 
 def test_two_seeds_differ():
     assert run_plan(Plan(1, seconds=5)).digest != run_plan(Plan(2, seconds=5)).digest
+
+
+def test_a_failed_run_shrinks_to_fewer_faults_and_repeats_with_them_alone():
+    plan = Plan(0, guards=replace(ALL_GUARDS, read_index=False))
+    failed = next(
+        outcome
+        for seed in range(20)
+        if (outcome := run_plan(replace(plan, seed=seed))).violation and outcome.strikes[2:]
+    )
+    shrunk = shrink(failed, seconds=20)
+    assert shrunk.violation is not None
+    assert len(shrunk.strikes) < len(failed.strikes)
+    repeated = run_plan(failed.plan, shrunk.strikes)
+    assert (repeated.violation, repeated.digest) == (shrunk.violation, shrunk.digest)
+    assert run_plan(failed.plan, failed.strikes).violation is not None

@@ -23,7 +23,7 @@ from raftkv.store.commands import MalformedCommand, Put, decode_commands
 from raftkv.store.machine import Machine, Result
 from raftkv.types import Member, NodeId
 from raftkv.verification.linearizability import Verdict, check_history
-from tests.simulation.faults import FAULTS, FaultInjector
+from tests.simulation.faults import FAULTS, FaultInjector, Strike
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.network import Network
 from tests.simulation.node import CURRENT_NODE, SimulatedNode, shrink_limits
@@ -73,6 +73,7 @@ class Outcome:
         digest: Digest of everything that happened; equal for equal plans.
         wasted_terms: Terms in which nobody led: campaigns that could not be won.
         events: Everything that happened, a line each.
+        strikes: The faults, in their order.
     """
 
     plan: Plan
@@ -85,6 +86,7 @@ class Outcome:
     digest: str
     wasted_terms: int
     events: list[str] = field(default_factory=list)
+    strikes: list[Strike] = field(default_factory=list)
 
 
 class World:
@@ -92,9 +94,10 @@ class World:
 
     Args:
         plan: What to do.
+        strikes: Faults of an earlier run to repeat, instead of new ones.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, strikes: Sequence[Strike] | None = None) -> None:
         self.plan = plan
         self.rng = random.Random(plan.seed)
         self.guards = plan.guards
@@ -122,7 +125,7 @@ class World:
             lambda source, target: self._tell(source, "on_disconnected", target),
             lambda name: self.nodes[name].is_up,
         )
-        self.faults = FaultInjector(self)
+        self.faults = FaultInjector(self, strikes)
         self.workload = Workload(self)
 
     def run(self) -> Outcome:
@@ -151,6 +154,7 @@ class World:
             hashlib.sha256(text).hexdigest(),
             self._wasted_terms(),
             self.events,
+            self.faults.strikes,
         )
 
     def _wasted_terms(self) -> int:
@@ -324,6 +328,6 @@ class World:
         node.later(self.rng.uniform(0.001, 0.2), finish)
 
 
-def run_plan(plan: Plan) -> Outcome:
-    """Run one plan from the beginning to the end."""
-    return World(plan).run()
+def run_plan(plan: Plan, strikes: Sequence[Strike] | None = None) -> Outcome:
+    """Run one plan from the beginning to the end, with faults of its own or those of an earlier run."""
+    return World(plan, strikes).run()
