@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from raftkv.cli.dev_cluster import DevCluster, DevNode, plan_nodes
 from raftkv.cli.failures import failures_as_exit_codes
+from raftkv.dev.cluster import DevCluster
+from raftkv.dev.control import Control
+from raftkv.dev.node import DevNode, plan_nodes
 
 
 @click.command()
@@ -35,8 +37,12 @@ def dev(count: int, port: int, data_dir: Path, *, restart: bool) -> None:
     same data directory goes on where it was.
     """
     with failures_as_exit_codes():
-        nodes = plan_nodes(count, port, data_dir)
-        asyncio.run(DevCluster(nodes, restart=restart, say=click.echo, introduce=_introduce).run())
+        asyncio.run(_run(plan_nodes(count, port, data_dir), data_dir, restart=restart))
+
+
+async def _run(nodes: tuple[DevNode, ...], data_dir: Path, *, restart: bool) -> None:
+    cluster = DevCluster(nodes, restart=restart, say=click.echo, introduce=_introduce)
+    await cluster.run(Control(cluster, data_dir))
 
 
 def _introduce(nodes: tuple[DevNode, ...]) -> None:
