@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv import __version__
-from raftkv.cli import dev, keys, serve, status, trees
+from raftkv.cli import chaos, dev, keys, serve, status, trees
 from raftkv.cli.failures import EXIT_CODES_HELP
 
 
@@ -18,6 +18,7 @@ def raftkv() -> None:
 for _command in (
     serve.serve,
     dev.dev,
+    chaos.chaos,
     keys.put,
     keys.get,
     keys.delete,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 from pathlib import Path
 
 import orjson
@@ -13,33 +11,9 @@ from click.testing import CliRunner
 
 from raftkv import __version__, errors
 from raftkv.cli.main import raftkv
-from raftkv.http import FrontEnd
 from raftkv.settings import SETTINGS
 from raftkv.types import MAX_VALUE_BYTES, NodeId
-from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
-
-
-class ServerThread:
-    """A front-end on an event loop of its own."""
-
-    def __init__(self) -> None:
-        self.kv = FakeKeyValueService()
-        self.cluster = FakeClusterService()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._front_end = FrontEnd(self.kv, self.cluster)
-        host, port = self._run(self._front_end.start("127.0.0.1", 0))
-        self.url = f"http://{host}:{port}"
-
-    def _run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(8)
-
-    def stop(self) -> None:
-        self._run(self._front_end.stop(1))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+from tests.http.http_thread import ServerThread
 
 
 @pytest.fixture
@@ -193,7 +167,7 @@ def test_help_names_every_setting_with_its_variable_and_key(run):
 
 def test_dev_refuses_ports_that_do_not_exist(run, tmp_path):
     result = run("dev", "--port", "65500", "--nodes", "9", "--data-dir", str(tmp_path))
-    assert (result.exit_code, "would need port 65581; ports end at 65535" in result.stderr) == (2, True)
+    assert (result.exit_code, "would need port 65582; ports end at 65535" in result.stderr) == (2, True)
 
 
 def test_serve_refuses_a_wrong_configuration(run, tmp_path):

@@ -1,0 +1,178 @@
+"""Clients that write and read some keys at random, at every node, and record what they did and saw."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from raftkv.client import Client, ConditionNotMet, Found, UnexpectedAnswer
+from raftkv.errors import NotApplied, UnknownOutcome
+from raftkv.types import Condition, Revision
+from raftkv.verification.history import Kind, Operation, Outcome
+
+REQUEST_SECONDS = 3.0
+"""Time after which a client calls an outcome unknown, or a read unanswered."""
+
+_KEYS_AT_A_TIME = 8
+_OPERATIONS_A_KEY = 150
+"""A key is left behind after about so many operations: checking one is exponential in what is open at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    kind: Kind
+    key: bytes
+    value: bytes | None
+    expected: bytes | None = None
+    condition: Condition | None = None
+
+
+class Workload:
+    """The clients of one run; an asynchronous context manager.
+
+    Args:
+        endpoints: URLs of the nodes.
+        prefix: What all keys begin with.
+        rng: Where every choice comes from.
+        rate: Operations a second, of all clients together.
+        max_operations: Operations after which no more are begun.
+        elapsed: Seconds since the beginning.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        prefix: bytes,
+        rng: random.Random,
+        rate: float,
+        max_operations: int,
+        elapsed: Callable[[], float],
+    ) -> None:
+        self._endpoints = tuple(endpoints)
+        self._prefix = prefix
+        self._rng = rng
+        self._rate = rate
+        self._max_operations = max_operations
+        self._elapsed = elapsed
+        self._clients: dict[str, Client] = {}
+        self._stack = AsyncExitStack()
+        self._begun = 0
+        self._sequence = 0
+        self.history: list[Operation] = []
+        self.surprises: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        for url in self._endpoints:
+            client = Client([url], REQUEST_SECONDS, REQUEST_SECONDS)
+            self._clients[url] = await self._stack.enter_async_context(client)
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def run(self, clients: int, stop: asyncio.Event) -> None:
+        """Run clients until told to stop, or until there were enough operations."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(1, clients + 1):
+                tasks.create_task(self._run_client(f"c{number}", clients / self._rate, stop))
+
+    async def read_everything(self) -> list[str]:
+        """Read every key once at every node; return the nodes that did not serve one."""
+
+        async def read(url: str) -> str | None:
+            for key in self.keys():
+                if await self._get(f"reader of {url}", url, key) is None:
+                    return url
+            return None
+
+        return [url for url in await asyncio.gather(*map(read, self._endpoints)) if url is not None]
+
+    async def remove_everything(self) -> None:
+        """Delete every key of this run.
+
+        Raises:
+            NotApplied: The cluster does not serve it.
+            UnknownOutcome: Some may be left.
+        """
+        client = self._clients[self._endpoints[0]]
+        for key in self.keys():
+            await client.delete(key)
+
+    def keys(self) -> list[bytes]:
+        """Return every key that was used so far."""
+        return sorted({operation.key for operation in self.history})
+
+    async def _run_client(self, name: str, mean_pause: float, stop: asyncio.Event) -> None:
+        while not stop.is_set() and self._begun < self._max_operations:
+            await asyncio.sleep(self._rng.expovariate(1 / mean_pause))
+            self._begun += 1
+            epoch = self._begun // (_KEYS_AT_A_TIME * _OPERATIONS_A_KEY)
+            key = self._prefix + f"{epoch:04}-{self._rng.randrange(_KEYS_AT_A_TIME)}".encode()
+            url = self._rng.choice(self._endpoints)
+            dice = self._rng.random()
+            if dice < 0.35:
+                await self._write(name, url, _Write(Kind.PUT, key, self._next_value(name)))
+            elif dice < 0.42:
+                await self._write(name, url, _Write(Kind.DELETE, key, None))
+            elif dice < 0.60:
+                await self._swap(name, url, key)
+            else:
+                await self._get(name, url, key)
+
+    async def _swap(self, name: str, url: str, key: bytes) -> None:
+        """Read, then write if nobody has written since."""
+        read = await self._get(name, url, key)
+        if read is None:
+            return
+        found, revision = read
+        swap = _Write(Kind.SWAP, key, self._next_value(name), found, Condition(revision))
+        await self._write(name, self._rng.choice(self._endpoints), swap)
+
+    async def _get(self, name: str, url: str, key: bytes) -> tuple[bytes | None, Revision] | None:
+        """Return value and revision (None and 0 for no such key), or None when nobody served the read."""
+        started = self._elapsed()
+        outcome, value, revision = Outcome.DONE, None, Revision(0)
+        try:
+            found = await self._clients[url].get(key)
+            if isinstance(found, Found):
+                value, revision = found.item.value, found.item.mod_revision
+        except NotApplied:
+            outcome = Outcome.REFUSED
+        except UnexpectedAnswer as error:
+            outcome = Outcome.REFUSED
+            self.surprises.append(str(error))
+        self.history.append(Operation(name, key, Kind.GET, value, started, self._elapsed(), outcome))
+        return (value, revision) if outcome is Outcome.DONE else None
+
+    async def _write(self, name: str, url: str, write: _Write) -> None:
+        client = self._clients[url]
+        started, outcome = self._elapsed(), Outcome.DONE
+        try:
+            if write.value is None:
+                await client.delete(write.key)
+            else:
+                await client.put(write.key, write.value, write.condition)
+        except ConditionNotMet:
+            outcome = Outcome.CONDITION_FAILED
+        except NotApplied:
+            outcome = Outcome.REFUSED
+        except UnknownOutcome as error:
+            outcome = Outcome.UNKNOWN
+            if isinstance(error, UnexpectedAnswer):
+                self.surprises.append(str(error))
+        ended = math.inf if outcome is Outcome.UNKNOWN else self._elapsed()
+        self.history.append(
+            Operation(name, write.key, write.kind, write.value, started, ended, outcome, write.expected)
+        )
+
+    def _next_value(self, name: str) -> bytes:
+        self._sequence += 1
+        return f"{name}-{self._sequence}".encode()
