@@ -1,41 +1,89 @@
-"""``python -m tests.soak``: the simulation and the kills of real nodes, for as long as one likes, with a tally."""
+"""``python -m tests.soak``: simulation, kills and chaos, for as long as one likes, with a tally of all runs so far."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
+from pathlib import Path
 
 _SLICE_MINUTES = 5.0
+_KILLS = 200
+_CHAOS_SECONDS = 120
+
+
+class Tally:
+    """What was run so far, in this soak and in those before it.
+
+    Args:
+        path: The file that remembers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.counts: Counter[str] = Counter(json.loads(path.read_text()) if path.exists() else {})
+
+    def add(self, counts: dict[str, float]) -> None:
+        """Count more, on the disk too."""
+        self.counts.update(counts)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.counts, indent=2) + "\n")
+        partial.replace(self._path)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {count:g}" for name, count in sorted(self.counts.items()))
 
 
 def main() -> int:
     """Run slices until the time is over; the exit status is 1 when any failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--tally", type=Path, default=Path("soak-tally.json"))
     arguments = parser.parse_args()
+    tally = Tally(arguments.tally)
+    print(f"so far: {tally}", flush=True)
     end = time.monotonic() + 60 * arguments.minutes
-    tally = {"simulation, 3 nodes": 0, "simulation, 5 nodes": 0, "kills": 0}
     failed = 0
-    while time.monotonic() < end:
-        minutes = str(min(_SLICE_MINUTES, max(0.1, (end - time.monotonic()) / 60)))
-        first = random.SystemRandom().randrange(10**9)
-        for nodes in ("3", "5"):
-            command = ["-m", "tests.simulation", "--seeds", f"{first}..{first + 10**6}", "--nodes", nodes]
-            failed += _run([*command, "--minutes", minutes], {})
-            tally[f"simulation, {nodes} nodes"] += 1
-        failed += _run(["-m", "pytest", "-q", "-s", "tests/process/test_kills.py"], {"RAFTKV_TEST_KILLS": "200"})
-        tally["kills"] += 1
-        print(f"slices so far: {tally}, failed: {failed}", flush=True)
+    while (left := end - time.monotonic()) > 0:
+        failed += _simulate(tally, min(_SLICE_MINUTES, max(0.1, left / 60)))
+        failed += _run_tests(tally, "kills", _KILLS, "tests/process/test_kills.py", "RAFTKV_TEST_KILLS")
+        chaos = "tests/process/test_chaos.py::test_a_cluster_keeps_its_promises_under_every_fault"
+        failed += _run_tests(tally, "seconds of chaos", _CHAOS_SECONDS, chaos, "RAFTKV_TEST_CHAOS_SECONDS")
+        print(f"so far: {tally}", flush=True)
     return 1 if failed else 0
 
 
-def _run(arguments: list[str], environment: dict[str, str]) -> int:
-    status = subprocess.run([sys.executable, *arguments], env={**os.environ, **environment}, check=False).returncode
-    return 1 if status else 0
+def _simulate(tally: Tally, minutes: float) -> int:
+    """Run both sizes of cluster side by side; return how many of the two failed."""
+    first = random.SystemRandom().randrange(10**9)
+    failed = 0
+    with tempfile.TemporaryDirectory() as directory:
+        running = {}
+        for nodes in (3, 5):
+            summary = Path(directory) / f"{nodes}.json"
+            command = ["-m", "tests.simulation", "--seeds", f"{first}..{first + 10**6}", "--nodes", str(nodes)]
+            command += ["--minutes", str(minutes), "--summary", str(summary)]
+            running[nodes, summary] = subprocess.Popen([sys.executable, *command])
+        for (nodes, summary), process in running.items():
+            failed += process.wait() != 0
+            if summary.exists():
+                figures = json.loads(summary.read_text())
+                tally.add({f"{name} at {nodes} nodes": count for name, count in figures.items()})
+    tally.add({"failures of the simulation": failed})
+    return failed
+
+
+def _run_tests(tally: Tally, unit: str, count: int, tests: str, variable: str) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", "-s", tests]
+    status = subprocess.run(command, env={**os.environ, variable: str(count)}, check=False).returncode
+    tally.add({unit: count, f"failures in {unit}": int(status != 0)})
+    return int(status != 0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raftkv.chaos.injector import FaultSpan
+from raftkv.chaos.workload import PROBE
 from raftkv.verification.history import Kind, Operation, Outcome, readable
 from raftkv.verification.linearizability import Report, Verdict
 
@@ -18,7 +19,7 @@ _SHOWN_SURPRISES = 3
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The longest time without a successful write, in seconds from the beginning."""
+    """A time without a successful write, in seconds from the beginning."""
 
     started: float
     ended: float
@@ -69,12 +70,13 @@ class Summary:
         return dict(sorted(Counter(span.fault.value for span in self.spans).items()))
 
     def longest_unavailability(self) -> Gap:
-        """Return the longest time in which no write succeeded."""
+        """Return the longest time in which no write of the probe succeeded, although it began one all the time."""
         ends = sorted(
             operation.ended
             for operation in self.history
-            if operation.kind is not Kind.GET
-            and operation.outcome in (Outcome.DONE, Outcome.CONDITION_FAILED)
+            if operation.client == PROBE
+            and operation.kind is Kind.PUT
+            and operation.outcome is Outcome.DONE
             and operation.ended <= self.seconds
         )
         moments = [0.0, *ends, self.seconds]

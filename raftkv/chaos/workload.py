@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,8 +16,15 @@ from raftkv.errors import NotApplied, UnknownOutcome
 from raftkv.types import Condition, Revision
 from raftkv.verification.history import Kind, Operation, Outcome
 
-REQUEST_SECONDS = 3.0
-"""Time after which a client calls an outcome unknown, or a read unanswered."""
+PROBE = "probe"
+"""The client whose writes show whether the cluster can be written to: it begins them however long others take."""
+
+_REQUEST_SECONDS = 1.5
+_PROBE_SECONDS = 3.0
+_PROBE_ATTEMPT_SECONDS = 1.0
+_PROBE_PERIOD_SECONDS = 0.05
+_PROBES_AT_A_TIME = 100
+_REQUESTS_AT_A_TIME = 16
 
 _KEYS_AT_A_TIME = 8
 _OPERATIONS_A_KEY = 150
@@ -69,8 +76,10 @@ class Workload:
 
     async def __aenter__(self) -> Self:
         for url in self._endpoints:
-            client = Client([url], REQUEST_SECONDS, REQUEST_SECONDS)
+            client = Client([url], _REQUEST_SECONDS, _REQUEST_SECONDS)
             self._clients[url] = await self._stack.enter_async_context(client)
+        probe = Client(self._endpoints, _PROBE_SECONDS, _PROBE_ATTEMPT_SECONDS)
+        self._clients[PROBE] = await self._stack.enter_async_context(probe)
         return self
 
     async def __aexit__(
@@ -83,17 +92,20 @@ class Workload:
         async with asyncio.TaskGroup() as tasks:
             for number in range(1, clients + 1):
                 tasks.create_task(self._run_client(f"c{number}", clients / self._rate, stop))
+            tasks.create_task(self._probe(stop))
 
     async def read_everything(self) -> list[str]:
         """Read every key once at every node; return the nodes that did not serve one."""
+        failed: set[str] = set()
 
-        async def read(url: str) -> str | None:
-            for key in self.keys():
-                if await self._get(f"reader of {url}", url, key) is None:
-                    return url
-            return None
+        async def read(url: str, key: bytes) -> None:
+            if url not in failed and await self._get(f"reader of {url}", url, key) is None:
+                failed.add(url)
 
-        return [url for url in await asyncio.gather(*map(read, self._endpoints)) if url is not None]
+        keys = self.keys()
+        for url in self._endpoints:
+            await _for_each(keys, lambda key, url=url: read(url, key))  # type: ignore[misc]
+        return sorted(failed)
 
     async def remove_everything(self) -> None:
         """Delete every key of this run.
@@ -103,8 +115,7 @@ class Workload:
             UnknownOutcome: Some may be left.
         """
         client = self._clients[self._endpoints[0]]
-        for key in self.keys():
-            await client.delete(key)
+        await _for_each(self.keys(), client.delete)
 
     def keys(self) -> list[bytes]:
         """Return every key that was used so far."""
@@ -126,6 +137,20 @@ class Workload:
                 await self._swap(name, url, key)
             else:
                 await self._get(name, url, key)
+
+    async def _probe(self, stop: asyncio.Event) -> None:
+        """Begin a write to a key of its own again and again, without waiting for the one before."""
+        number = 0
+        async with asyncio.TaskGroup() as writes:
+            begun: set[asyncio.Task[None]] = set()
+            while not stop.is_set():
+                if len(begun) < _PROBES_AT_A_TIME:
+                    number += 1
+                    write = _Write(Kind.PUT, self._prefix + f"{PROBE}-{number:06}".encode(), self._next_value(PROBE))
+                    task = writes.create_task(self._write(PROBE, PROBE, write))
+                    begun.add(task)
+                    task.add_done_callback(begun.discard)
+                await asyncio.sleep(_PROBE_PERIOD_SECONDS)
 
     async def _swap(self, name: str, url: str, key: bytes) -> None:
         """Read, then write if nobody has written since."""
@@ -176,3 +201,19 @@ class Workload:
     def _next_value(self, name: str) -> bytes:
         self._sequence += 1
         return f"{name}-{self._sequence}".encode()
+
+
+async def _for_each(keys: Sequence[bytes], act: Callable[[bytes], Awaitable[object]]) -> None:
+    """Do something with every key, a few at a time; the first error ends it."""
+    pending = list(keys)
+
+    async def work() -> None:
+        while pending:
+            await act(pending.pop())
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(_REQUESTS_AT_A_TIME):
+                workers.create_task(work())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

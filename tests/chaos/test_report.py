@@ -11,6 +11,7 @@ from raftkv.chaos.injector import FaultSpan
 from raftkv.chaos.report import Summary, describe, percentile, surprise_failures
 from raftkv.chaos.schedule import Fault
 from raftkv.chaos.timeline import draw
+from raftkv.chaos.workload import PROBE
 from raftkv.types import NodeId
 from raftkv.verification.history import Kind, Operation, Outcome
 from raftkv.verification.linearizability import check_history
@@ -29,7 +30,10 @@ GOOD = [
     operation(Kind.SWAP, b"3", 1.3, 1.4, Outcome.CONDITION_FAILED, expected=b"1"),
     operation(Kind.PUT, b"4", 2.0, math.inf, Outcome.UNKNOWN),
     operation(Kind.PUT, b"5", 2.5, 2.6, Outcome.REFUSED),
-    operation(Kind.DELETE, None, 6.0, 6.5),
+    operation(Kind.DELETE, None, 6.0, 6.1),
+    Operation(PROBE, b"probe-1", Kind.PUT, b"p1", 1.3, 1.4, Outcome.DONE),
+    Operation(PROBE, b"probe-2", Kind.PUT, b"p2", 3.0, math.inf, Outcome.UNKNOWN),
+    Operation(PROBE, b"probe-3", Kind.PUT, b"p3", 6.0, 6.5, Outcome.DONE),
 ]
 BAD = [operation(Kind.PUT, b"1", 0.0, 0.1), operation(Kind.GET, None, 0.2, 0.3)]
 SPANS = [
@@ -47,8 +51,8 @@ def test_a_good_run():
     run = summary(GOOD)
     assert (run.is_proven, run.is_refuted) == (True, False)
     assert describe(run) == [
-        "verdict: linearizable (6 operations checked)",
-        "operations: 7 on 1 keys: 4 done, 1 condition failed, 1 unknown, 1 refused",
+        "verdict: linearizable (9 operations checked)",
+        "operations: 10 on 4 keys: 6 done, 1 condition failed, 2 unknown, 1 refused",
         "faults: kill 2, partition 1",
         "longest unavailability: 5.10 s without a write, from 1.4 s on",
         "latency: p50 100.0 ms, p99 500.0 ms, longest 500 ms",
@@ -106,7 +110,7 @@ def test_the_picture_shows_faults_latencies_and_the_gap():
     assert float(kill.get("width")) == pytest.approx(1.5 * float(cut.get("width")), rel=0.01)
     # A fault of a moment is still to be seen.
     assert float(titles["5.5 s to 5.5 s: kill n2"].get("width")) >= 2
-    assert len(list(picture.iter(f"{tag}circle"))) == 5 + 2
+    assert len(list(picture.iter(f"{tag}circle"))) == 5 + 3
 
 
 def test_the_picture_stays_small_however_long_the_run():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
 from dataclasses import fields, replace
 from datetime import date
+from pathlib import Path
 
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from tests.simulation.faults import FAULTS
@@ -66,6 +68,9 @@ def main() -> int:
         f"{operations} operations, "
         f"{virtual / 3600:.2f} virtual hours in {elapsed:.1f} s ({virtual / max(elapsed, 1e-9):.0f} times real time)"
     )
+    if arguments.summary is not None:
+        figures = {"runs": runs, "violations": violations, "operations": operations, "virtual hours": virtual / 3600}
+        arguments.summary.write_text(json.dumps(figures))
     print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     return 1 if violations else 0
 
@@ -103,6 +108,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--digest", action="store_true", help="print a digest of everything that happens")
     parser.add_argument("--shrink", type=float, default=30.0, metavar="SECONDS", help="time to shrink a failed run")
     parser.add_argument("--strikes", type=_numbers, metavar="N,N,…", help="repeat these faults of the seed alone")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the totals there as JSON")
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     return parser.parse_args()
 
