@@ -9,7 +9,7 @@ help:
 	@echo "make run    start a three-node cluster on this machine, until Ctrl-C"
 	@echo "make test   install the development tools and run every check"
 	@echo "make lint   the checks without the tests"
-	@echo "make soak   simulation and kills for as long as you like (SOAK_MINUTES, default 60)"
+	@echo "make soak   simulation, kills and chaos for as long as you like (SOAK_MINUTES, default 60)"
 	@echo "make clean  remove what the other targets made"
 
 $(VENV)/.installed: pyproject.toml constraints.txt

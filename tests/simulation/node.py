@@ -211,6 +211,7 @@ class SimulatedNode:
         is_up: Whether its process lives.
         is_paused: Whether it is stopped.
         failure: The error that ended it, if one did.
+        matched: Index and term of the entries of its log that were compared with those of others in this life.
     """
 
     def __init__(self, world: World, name: NodeId, members: tuple[Member, ...]) -> None:
@@ -234,6 +235,7 @@ class SimulatedNode:
             FatalError: Its data does not check.
         """
         self.generation += 1
+        self.matched: set[tuple[int, int]] = set()
         self._context = contextvars.copy_context()
         self._context.run(CURRENT_NODE.set, self)
         self._context.run(self._start)

@@ -110,6 +110,7 @@ class World:
         self._committed_in: dict[int, int] = {}
         self._results: dict[int, str] = {}
         self._hashes: dict[int, str] = {}
+        self._logged: dict[tuple[int, int], tuple[bytes, int | None]] = {}
         self._leaders: dict[int, NodeId] = {}
         self._leading: dict[NodeId, int] = {}
         self._applied_values: set[bytes] = set()
@@ -262,7 +263,8 @@ class World:
         self._applied_values.update(command.value for command in commands if isinstance(command, Put))
 
     def on_turn(self, node: SimulatedNode) -> None:
-        """Check what a leader must be: alone in its term, and in possession of everything committed."""
+        """Check a node's log, and what a leader must be: alone in its term, in possession of everything committed."""
+        self._check_log(node)
         if not node.leads:
             self._leading.pop(node.name, None)
             return
@@ -279,6 +281,20 @@ class World:
             is_older = self._committed_in[index] < term
             if is_older and index > journal.base_index and journal.term_at(index) != committed_term:
                 self.violate(f"{node.name} leads term {term} without the committed entry {index}")
+
+    def _check_log(self, node: SimulatedNode) -> None:
+        """Check log matching: the same entry, after the same one, at the same index and term (Raft paper, 5.3)."""
+        journal = node.storage.journal
+        for position in range(len(journal) - 1, 0, -1):
+            command, index, term = journal[position]
+            if (index, term) in node.matched:
+                # Everything before it was compared when it was.
+                return
+            node.matched.add((index, term))
+            previous = journal[position - 1]
+            entry = (command, previous[2] if previous[1] > 1 else None)
+            if self._logged.setdefault((index, term), entry) != entry:
+                self.violate(f"{node.name} has another entry {index} of term {term} than others have")
 
     def on_fatal(self, node: SimulatedNode, error: BaseException) -> None:
         """A node ended itself: right after a fault of its disk, wrong at any other time."""
