@@ -334,6 +334,7 @@ class Replica:
         entries = [CommittedEntry(entry.index, entry.term, entry.payload) for entry in committed]
         for entry, results in zip(committed, self._machine.apply(entries), strict=True):
             self.proposer.applied(entry.index, entry.term, results)
+        self._machine.take_events()
 
     def _check_disk(self) -> None:
         now = self._clock.now()

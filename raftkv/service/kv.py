@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest
+from raftkv.operations import Refused
 from raftkv.service.proposer import Proposer
 from raftkv.service.reads import ReadGate
 from raftkv.store.commands import Command, Delete, Put
-from raftkv.store.machine import Refused
 from raftkv.types import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
@@ -98,7 +98,8 @@ class KeyValues:
     async def _write(self, command: Command) -> Written | ConditionFailed:
         result = await self._proposer.submit(command)
         if isinstance(result, Refused):
-            raise InvalidRequest(result.reason)
+            raise InvalidRequest(result.text)
+        assert isinstance(result, Written | ConditionFailed), "the result of a write"
         return result
 
 

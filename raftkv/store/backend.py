@@ -1,33 +1,59 @@
 """The ordered byte store below the machine, behind a small interface with two implementations.
 
-Keys of the interface are raftkv keys, up to ``MAX_KEY_BYTES``; ``raftkv.store.long_keys`` fits them into LMDB.
+A store is a few trees. Keys of ``CURRENT`` and ``GRAVES`` are raftkv keys, up to ``MAX_KEY_BYTES``, which
+``raftkv.store.long_keys`` fits into LMDB; keys of the others are short ones of the store's own making.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from enum import Enum
 from typing import Protocol
 
+MAX_SHORT_KEY_BYTES = 511
 
-class ReadTransaction(Protocol):
-    """A consistent view of all live keys."""
+
+class Space(Enum):
+    """The trees of a store; the values are their names at rest."""
+
+    META = "meta"
+    """Bookkeeping."""
+    CURRENT = "current"
+    """Live keys."""
+    GRAVES = "graves"
+    """Deleted keys of which history is kept, with the place of the deletion."""
+    HISTORY = "history"
+    """Events by their place: revision, and number within the revision."""
+    VERSIONS = "versions"
+    """The places of each key's events, by digest of the key and place."""
+    LEASES = "leases"
+    """Leases by id."""
+    ATTACHED = "attached"
+    """Keys that are attached to leases, by id of the lease and digest of the key."""
+
+
+LONG_KEYED = (Space.CURRENT, Space.GRAVES)
+
+
+class ReadTree(Protocol):
+    """A consistent view of one tree."""
 
     def get(self, key: bytes) -> bytes | None:
         """Return a key's record, None when there is none."""
         ...
 
-    def scan(self, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, record) of keys from ``start`` on that begin with ``prefix``, in ascending byte order."""
+    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, record) from ``start`` on and before ``end`` (None: to the last), in ascending byte order."""
         ...
 
-    def get_meta(self, name: bytes) -> bytes | None:
-        """Return a value of the store's own bookkeeping."""
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """Return the greatest key that is not above ``key`` with its record; only of trees with short keys."""
         ...
 
 
-class WriteTransaction(ReadTransaction, Protocol):
-    """Changes that become visible together."""
+class Tree(ReadTree, Protocol):
+    """One tree in a transaction that may change it."""
 
     def put(self, key: bytes, record: bytes) -> None:
         """Write a key's record."""
@@ -37,8 +63,20 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Remove a key; return whether it was there."""
         ...
 
-    def put_meta(self, name: bytes, value: bytes) -> None:
-        """Write a value of the store's own bookkeeping."""
+
+class ReadTransaction(Protocol):
+    """A consistent view of all trees."""
+
+    def view(self, space: Space) -> ReadTree:
+        """Return a tree to read."""
+        ...
+
+
+class WriteTransaction(ReadTransaction, Protocol):
+    """Changes that become visible together."""
+
+    def tree(self, space: Space) -> Tree:
+        """Return a tree to change."""
         ...
 
 
@@ -75,6 +113,10 @@ class Backend(Protocol):
 
     def room_bytes(self) -> int | None:
         """Return the bytes of commands that can still be applied; None while nothing bounds them."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Return the bytes that the data takes, without room for more."""
         ...
 
     def copy_to(self, path: str) -> None:

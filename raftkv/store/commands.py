@@ -12,12 +12,18 @@ from typing import Any
 
 import msgpack
 
+from raftkv.operations import Transaction
+from raftkv.store.transaction_codec import transaction_bytes, transaction_fields, transaction_of
 from raftkv.types import Condition, Revision
 
 FORMAT_VERSION = 1
 
 _PUT = 1
 _DELETE = 2
+_TRANSACT = 3
+_COMPACT = 4
+_GRANT_LEASE = 5
+_REVOKE_LEASE = 6
 
 _NO_CONDITION = -1
 _MUST_EXIST = -2
@@ -60,15 +66,54 @@ class Delete:
     condition: Condition | None = None
 
 
-Command = Put | Delete
+@dataclass(frozen=True, slots=True)
+class Transact:
+    """Carry out a transaction."""
+
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Forget the history below a revision."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease:
+    """Make a lease.
+
+    Attributes:
+        lease_id: Its id, from 1.
+        seconds: For how long.
+    """
+
+    lease_id: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeLease:
+    """Remove a lease, and delete its keys."""
+
+    lease_id: int
+
+
+Command = Put | Delete | Transact | Compact | GrantLease | RevokeLease
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
 def encoded_size_hint(command: Command) -> int:
     """Return an upper bound of a command's encoded size in bytes."""
-    value_size = len(command.value) if isinstance(command, Put) else 0
-    return len(command.key) + value_size + _FRAMING_BYTES
+    if isinstance(command, Put):
+        return len(command.key) + len(command.value) + _FRAMING_BYTES
+    if isinstance(command, Delete):
+        return len(command.key) + _FRAMING_BYTES
+    if isinstance(command, Transact):
+        return transaction_bytes(command.transaction) + _FRAMING_BYTES
+    return _FRAMING_BYTES
 
 
 def encode_commands(commands: Sequence[Command]) -> bytes:
@@ -92,6 +137,18 @@ def decode_commands(payload: bytes) -> list[Command]:
 
 
 def _fields(command: Command) -> tuple[Any, ...]:
+    if isinstance(command, Put | Delete):
+        return _write_fields(command)
+    if isinstance(command, Transact):
+        return (_TRANSACT, transaction_fields(command.transaction))
+    if isinstance(command, Compact):
+        return (_COMPACT, command.revision)
+    if isinstance(command, GrantLease):
+        return (_GRANT_LEASE, command.lease_id, command.seconds)
+    return (_REVOKE_LEASE, command.lease_id)
+
+
+def _write_fields(command: Put | Delete) -> tuple[Any, ...]:
     condition = command.condition
     if condition is None:
         expected = _NO_CONDITION
@@ -110,6 +167,27 @@ def _command(item: Any) -> Command:
             return Put(item[1], item[2], item[3], _condition(item[4]))
         if len(item) == 3 and item[0] == _DELETE and type(item[1]) is bytes:
             return Delete(item[1], _condition(item[2]))
+        if len(item) == 2 and item[0] == _TRANSACT:
+            return Transact(_transaction(item[1]))
+        if item and type(item[0]) is int and all(type(field) is int and field >= 0 for field in item):
+            return _numbers_command(item)
+    raise MalformedCommand("an unknown command, or one of a wrong shape")
+
+
+def _transaction(fields: Any) -> Transaction:
+    try:
+        return transaction_of(fields)
+    except (TypeError, ValueError, IndexError, RecursionError) as error:
+        raise MalformedCommand(f"a transaction of a wrong shape: {error}") from None
+
+
+def _numbers_command(item: tuple[int, ...]) -> Command:
+    if len(item) == 2 and item[0] == _COMPACT:
+        return Compact(Revision(item[1]))
+    if len(item) == 3 and item[0] == _GRANT_LEASE:
+        return GrantLease(item[1], item[2])
+    if len(item) == 2 and item[0] == _REVOKE_LEASE:
+        return RevokeLease(item[1])
     raise MalformedCommand("an unknown command, or one of a wrong shape")
 
 

@@ -25,7 +25,7 @@ import orjson
 
 from raftkv.errors import StorageFailed
 from raftkv.store import long_keys
-from raftkv.store.backend import StoreIsFull
+from raftkv.store.backend import LONG_KEYED, Space, StoreIsFull
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ _STAGED_SUFFIX = ".partial"
 
 _NAMED_DATABASES = 16
 _NEXT_RECORD = b"next-record"
+_LONG_RECORDS = b"long"
 
 
 class LmdbBackend:
     """One LMDB environment; see ``raftkv.store.backend.Backend``.
 
-    Named databases: ``meta`` (bookkeeping), ``current`` (live keys, and buckets of long ones), ``long`` (records of
-    long keys by number). ``history``, ``leases`` and others can be added beside them without touching these.
+    One named database for each ``Space``, and ``long`` for the records of long keys by number.
 
     Args:
         directory: Where the data is, or will be.
@@ -79,22 +79,21 @@ class LmdbBackend:
         # A killed process leaves its readers behind, and pages that they saw could never be used again.
         self._environment.reader_check()
         self._allocate(self._map_bytes)
-        self._meta = self._environment.open_db(b"meta")
-        self._current = self._environment.open_db(b"current")
-        self._long = self._environment.open_db(b"long")
+        self._databases = {space: self._environment.open_db(space.value.encode()) for space in Space}
+        self._long = self._environment.open_db(_LONG_RECORDS)
 
     @contextmanager
     def read(self) -> Iterator[_Transaction]:
         """Open a view."""
         with self._environment.begin() as transaction:
-            yield _Transaction(transaction, self._meta, self._current, self._long)
+            yield _Transaction(transaction, self._databases, self._long)
 
     @contextmanager
     def write(self) -> Iterator[_Transaction]:
         """Open a transaction."""
         try:
             with self._environment.begin(write=True) as transaction:
-                yield _Transaction(transaction, self._meta, self._current, self._long)
+                yield _Transaction(transaction, self._databases, self._long)
         except lmdb.MapFullError as error:
             raise StoreIsFull from error
 
@@ -110,7 +109,7 @@ class LmdbBackend:
 
     def grow_early(self) -> None:
         """Grow when more than half of the map is used, unless a copy or a full disk is in the way."""
-        if 2 * self._used_bytes() <= self._map_bytes or self._copying.locked():
+        if 2 * self.used_bytes() <= self._map_bytes or self._copying.locked():
             return
         try:
             self.grow()
@@ -125,9 +124,10 @@ class LmdbBackend:
         """What is left of a map that cannot grow, less what rewriting its pages takes meanwhile."""
         if not self._growth_failed:
             return None
-        return max(0, self._map_bytes - self._map_bytes // 8 - self._used_bytes())
+        return max(0, self._map_bytes - self._map_bytes // 8 - self.used_bytes())
 
-    def _used_bytes(self) -> int:
+    def used_bytes(self) -> int:
+        """Return the size of the pages that were ever used; those that are free again are among them."""
         page_bytes: int = self._environment.stat()["psize"]
         return (int(self._environment.info()["last_pgno"]) + 1) * page_bytes
 
@@ -187,26 +187,80 @@ class LmdbBackend:
 
 
 class _Transaction:
-    """Reads and writes of one LMDB transaction, long keys included."""
+    """One LMDB transaction."""
 
-    def __init__(self, transaction: Any, meta: Any, current: Any, long_records: Any) -> None:
+    def __init__(self, transaction: Any, databases: dict[Space, Any], long_records: Any) -> None:
         self._transaction = transaction
-        self._meta = meta
-        self._current = current
+        self._databases = databases
         self._long = long_records
+
+    def view(self, space: Space) -> _ShortTree | _LongTree:
+        return self.tree(space)
+
+    def tree(self, space: Space) -> _ShortTree | _LongTree:
+        database = self._databases[space]
+        if space in LONG_KEYED:
+            return _LongTree(self._transaction, database, self._long, self._databases[Space.META])
+        return _ShortTree(self._transaction, database)
+
+
+class _ShortTree:
+    """A tree whose keys are short enough for LMDB."""
+
+    def __init__(self, transaction: Any, database: Any) -> None:
+        self._transaction = transaction
+        self._database = database
+
+    def get(self, key: bytes) -> bytes | None:
+        record: bytes | None = self._transaction.get(key, db=self._database)
+        return record
+
+    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        with self._transaction.cursor(db=self._database) as cursor:
+            if not cursor.set_range(start or b"\0"):
+                return
+            for key, record in cursor:
+                if end is not None and key >= end:
+                    return
+                yield key, record
+
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        with self._transaction.cursor(db=self._database) as cursor:
+            if cursor.set_range(key):
+                if cursor.key() == key:
+                    return key, cursor.value()
+                found = cursor.prev()
+            else:
+                found = cursor.last()
+            return (cursor.key(), cursor.value()) if found else None
+
+    def put(self, key: bytes, record: bytes) -> None:
+        self._transaction.put(key, record, db=self._database)
+
+    def delete(self, key: bytes) -> bool:
+        return bool(self._transaction.delete(key, db=self._database))
+
+
+class _LongTree:
+    """A tree of keys of any length."""
+
+    def __init__(self, transaction: Any, database: Any, long_records: Any, meta: Any) -> None:
+        self._transaction = transaction
+        self._database = database
+        self._long = long_records
+        self._meta = meta
 
     def get(self, key: bytes) -> bytes | None:
         record: bytes | None
         if long_keys.is_direct(key):
-            record = self._transaction.get(key, db=self._current)
+            record = self._transaction.get(key, db=self._database)
             return record
         bucket = self._bucket(key)
         position, found = long_keys.find(bucket, key)
         return self._long_record(bucket[position][1]) if found else None
 
-    def scan(self, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        start = max(start, prefix)
-        with self._transaction.cursor(db=self._current) as cursor:
+    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        with self._transaction.cursor(db=self._database) as cursor:
             tree_start = start if long_keys.is_direct(start) else long_keys.bucket_key(start)
             if not cursor.set_range(tree_start or b"\0"):
                 return
@@ -214,7 +268,7 @@ class _Transaction:
                 for key, record in self._expand(tree_key, data):
                     if key < start:
                         continue
-                    if not key.startswith(prefix):
+                    if end is not None and key >= end:
                         return
                     yield key, record
 
@@ -226,13 +280,12 @@ class _Transaction:
         for suffix, number in long_keys.decode_bucket(data):
             yield shared + suffix, self._long_record(number)
 
-    def get_meta(self, name: bytes) -> bytes | None:
-        value: bytes | None = self._transaction.get(name, db=self._meta)
-        return value
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        raise NotImplementedError("only trees with short keys are asked for this")
 
     def put(self, key: bytes, record: bytes) -> None:
         if long_keys.is_direct(key):
-            self._transaction.put(key, record, db=self._current)
+            self._transaction.put(key, record, db=self._database)
             return
         bucket = self._bucket(key)
         position, found = long_keys.find(bucket, key)
@@ -241,12 +294,12 @@ class _Transaction:
         else:
             number = self._next_record_number()
             bucket.insert(position, (key[long_keys.DIRECT_BYTES :], number))
-            self._transaction.put(long_keys.bucket_key(key), long_keys.encode_bucket(bucket), db=self._current)
+            self._transaction.put(long_keys.bucket_key(key), long_keys.encode_bucket(bucket), db=self._database)
         self._transaction.put(number.to_bytes(8, "big"), record, db=self._long)
 
     def delete(self, key: bytes) -> bool:
         if long_keys.is_direct(key):
-            return bool(self._transaction.delete(key, db=self._current))
+            return bool(self._transaction.delete(key, db=self._database))
         bucket = self._bucket(key)
         position, found = long_keys.find(bucket, key)
         if not found:
@@ -255,16 +308,13 @@ class _Transaction:
         del bucket[position]
         tree_key = long_keys.bucket_key(key)
         if bucket:
-            self._transaction.put(tree_key, long_keys.encode_bucket(bucket), db=self._current)
+            self._transaction.put(tree_key, long_keys.encode_bucket(bucket), db=self._database)
         else:
-            self._transaction.delete(tree_key, db=self._current)
+            self._transaction.delete(tree_key, db=self._database)
         return True
 
-    def put_meta(self, name: bytes, value: bytes) -> None:
-        self._transaction.put(name, value, db=self._meta)
-
     def _bucket(self, key: bytes) -> long_keys.Bucket:
-        return long_keys.decode_bucket(self._transaction.get(long_keys.bucket_key(key), db=self._current))
+        return long_keys.decode_bucket(self._transaction.get(long_keys.bucket_key(key), db=self._database))
 
     def _long_record(self, number: int) -> bytes:
         record: bytes | None = self._transaction.get(number.to_bytes(8, "big"), db=self._long)
@@ -272,8 +322,8 @@ class _Transaction:
         return record
 
     def _next_record_number(self) -> int:
-        number = int.from_bytes(self.get_meta(_NEXT_RECORD) or b"\0", "big")
-        self.put_meta(_NEXT_RECORD, (number + 1).to_bytes(8, "big"))
+        number = int.from_bytes(self._transaction.get(_NEXT_RECORD, db=self._meta) or b"\0", "big")
+        self._transaction.put(_NEXT_RECORD, (number + 1).to_bytes(8, "big"), db=self._meta)
         return number
 
 
@@ -339,8 +389,9 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
     """Open a copy of a store for reading."""
     environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_dbs=_NAMED_DATABASES)
     try:
-        databases = [environment.open_db(name, create=False) for name in (b"meta", b"current", b"long")]
+        databases = {space: environment.open_db(space.value.encode(), create=False) for space in Space}
+        long_records = environment.open_db(_LONG_RECORDS, create=False)
         with environment.begin() as transaction:
-            yield _Transaction(transaction, *databases)
+            yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()

@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raftkv.errors import CorruptData, ForeignData, InvariantViolated
-from raftkv.store.backend import Backend, ReadTransaction, StoreIsFull, WriteTransaction
-from raftkv.store.commands import Command, Delete, MalformedCommand, Put, decode_commands
+from raftkv.operations import (
+    Event,
+    KeySpan,
+    RangeQuery,
+    RangeResult,
+    Refused,
+    Transaction,
+    TransactionResult,
+)
+from raftkv.store.applier import CommandApplier, Result
+from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
+from raftkv.store.lease import Lease, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
+from raftkv.store.mvcc import HistoryReader, decode_current, place_of, purge
+from raftkv.store.txn import Refusal, check_revision, evaluate
 from raftkv.types import (
     ClusterId,
-    Condition,
-    ConditionFailed,
     Index,
     KeyRange,
     KeyValue,
     Revision,
     Term,
-    Written,
 )
 
 FORMAT_VERSION = 1
@@ -33,12 +42,13 @@ FORMAT_VERSION = 1
 _STATE = b"state"
 _FORMAT = b"format"
 _CLUSTER_ID = b"cluster-id"
+_PURGED = b"purged"
 
 _STATE_FIELDS = struct.Struct("<QQQQ")
 """Applied index, applied term, revision, compacted revision."""
 
-_RECORD_HEADER = struct.Struct("<QQQQ")
-"""Create revision, mod revision, version, lease; the value follows."""
+_PURGE_EVENTS = 256
+"""Events that one purge looks at: a few milliseconds of the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +58,6 @@ class CommittedEntry:
     index: Index
     term: Term
     payload: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A command that could not be carried out at all, with the reason."""
-
-    reason: str
-
-
-Result = Written | ConditionFailed | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +94,25 @@ class Machine:
     def __init__(self, backend: Backend, cluster_id: ClusterId) -> None:
         self._backend = backend
         self._cluster_id = cluster_id
+        self._events: list[tuple[int, Event]] = []
         self._load()
 
     def _load(self) -> None:
         with self._backend.read() as view:
-            is_empty = view.get_meta(_FORMAT) is None
+            is_empty = view.view(Space.META).get(_FORMAT) is None
         if is_empty:
             with self._backend.write() as transaction:
-                transaction.put_meta(_FORMAT, str(FORMAT_VERSION).encode())
-                transaction.put_meta(_CLUSTER_ID, self._cluster_id.encode())
-                transaction.put_meta(_STATE, _STATE_FIELDS.pack(0, 0, 1, 0))
+                meta = transaction.tree(Space.META)
+                meta.put(_FORMAT, str(FORMAT_VERSION).encode())
+                meta.put(_CLUSTER_ID, self._cluster_id.encode())
+                meta.put(_STATE, _STATE_FIELDS.pack(0, 0, 1, 0))
         with self._backend.read() as view:
             self._info = read_info(view, "the store")
+            position = view.view(Space.META).get(_PURGED)
         if self._info.cluster_id != self._cluster_id:
             raise ForeignData(f"the store belongs to cluster {self._info.cluster_id}, not to {self._cluster_id}")
+        self._purge_position = position or b""
+        self._purged_to = 0
 
     @property
     def applied_index(self) -> Index:
@@ -123,6 +128,16 @@ class Machine:
     def revision(self) -> Revision:
         """The store's revision."""
         return self._info.revision
+
+    @property
+    def compacted_revision(self) -> Revision:
+        """History below this revision is gone; the revision itself can be read."""
+        return self._info.compacted_revision
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the data takes."""
+        return self._backend.used_bytes()
 
     @property
     def room_bytes(self) -> int | None:
@@ -155,20 +170,89 @@ class Machine:
                 return results
 
     def _apply_in_one_transaction(self, entries: Sequence[CommittedEntry]) -> list[list[Result]]:
-        last = entries[-1]
+        last, info = entries[-1], self._info
         with self._backend.write() as transaction:
-            applier = _Applier(transaction, self._info.revision)
+            applier = CommandApplier(transaction, info.revision, info.compacted_revision)
             results = [applier.apply(entry.payload) for entry in entries]
-            compacted = self._info.compacted_revision
-            transaction.put_meta(_STATE, _STATE_FIELDS.pack(last.index, last.term, applier.revision, compacted))
-        self._info = StoreInfo(self._cluster_id, last.index, last.term, Revision(applier.revision), compacted)
+            state = _STATE_FIELDS.pack(last.index, last.term, applier.revision, applier.compacted)
+            transaction.tree(Space.META).put(_STATE, state)
+        revision, compacted = applier.revision, Revision(applier.compacted)
+        self._info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted)
+        self._events += applier.changes
         return results
+
+    def take_events(self) -> list[tuple[int, Event]]:
+        """Return the changes since the last call, each with its revision."""
+        events, self._events = self._events, []
+        return events
+
+    def purge(self) -> bool:
+        """Remove a little of what compaction has made unreadable; return whether there is more."""
+        compacted = self._info.compacted_revision
+        if self._purged_to == compacted:
+            return False
+        with self._backend.write() as transaction:
+            position = purge(transaction, self._purge_position, compacted, _PURGE_EVENTS)
+            # What is at the compacted revision itself is looked at again by the next compaction.
+            self._purge_position = place_of(compacted) if position is None else position
+            transaction.tree(Space.META).put(_PURGED, self._purge_position)
+        if position is None:
+            self._purged_to = compacted
+        return position is not None
 
     def get(self, key: bytes) -> KeyValue | None:
         """Return a live key."""
         with self._backend.read() as view:
-            record = view.get(key)
-        return None if record is None else _key_value(key, record)
+            record = view.view(Space.CURRENT).get(key)
+        return None if record is None else decode_current(key, record)
+
+    def range(self, query: RangeQuery) -> RangeResult | Refused:
+        """Read the keys of a span."""
+        try:
+            check_revision(query.revision, self.revision, self.compacted_revision)
+        except Refusal as refusal:
+            return refusal.refused
+        with self._backend.read() as view:
+            return HistoryReader(view, self.revision).range(query)
+
+    def evaluate(self, transaction: Transaction) -> TransactionResult | Refused:
+        """Carry out a transaction that only reads."""
+        with self._backend.read() as view:
+            reader = HistoryReader(view, self.revision)
+            try:
+                return evaluate(transaction, reader, self.revision, self.compacted_revision)
+            except Refusal as refusal:
+                return refusal.refused
+
+    def events(self, first: int, last: int, limit: int) -> list[tuple[int, Event]]:
+        """Return changes from a revision on and up to another: whole revisions, until there are ``limit`` events."""
+        found: list[tuple[int, Event]] = []
+        with self._backend.read() as view:
+            for revision, event in HistoryReader(view, self.revision).events(first, last):
+                if len(found) >= limit and revision != found[-1][0]:
+                    break
+                found.append((revision, event))
+        return found
+
+    def get_at(self, key: bytes, revision: int) -> KeyValue | None:
+        """Return a key as it was at a revision, as far as history is kept."""
+        with self._backend.read() as view:
+            return HistoryReader(view, self.revision).get(key, revision)
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """Return a lease."""
+        with self._backend.read() as view:
+            return find_lease(view, lease_id)
+
+    def leases(self) -> list[Lease]:
+        """Return all leases."""
+        with self._backend.read() as view:
+            return all_leases(view)
+
+    def attached_keys(self, lease_id: int) -> list[bytes]:
+        """Return the keys that are attached to a lease, in byte order."""
+        with self._backend.read() as view:
+            return attached_keys(view, lease_id)
 
     def list(self, prefix: bytes, start: bytes, limit: int, *, keys_only: bool, max_bytes: int) -> KeyRange:
         """Return a page of live keys in ascending byte order.
@@ -183,10 +267,11 @@ class Machine:
         items: list[KeyValue] = []
         size = 0
         with self._backend.read() as view:
-            for key, record in view.scan(start, prefix):
+            span = KeySpan.prefix(prefix)
+            for key, record in view.view(Space.CURRENT).scan(max(start, prefix), span.end):
                 if len(items) >= limit or size >= max_bytes:
                     return KeyRange(tuple(items), self.revision, key)
-                item = _key_value(key, record, keys_only=keys_only)
+                item = decode_current(key, record, keys_only=keys_only)
                 items.append(item)
                 size += len(item.value)
         return KeyRange(tuple(items), self.revision, None)
@@ -195,11 +280,19 @@ class Machine:
         """Return a digest of all replicated state; equal on nodes that have applied the same entries."""
         digest = hashlib.sha256()
         with self._backend.read() as view:
-            digest.update(view.get_meta(_STATE) or b"")
-            for key, record in view.scan(b"", b""):
-                digest.update(struct.pack("<QQ", len(key), len(record)))
-                digest.update(key)
-                digest.update(record)
+            digest.update(view.view(Space.META).get(_STATE) or b"")
+            # Below the compacted revision each node has what it has not purged yet.
+            kept = place_of(self.compacted_revision + 1)
+            for space, start in (
+                (Space.CURRENT, b""),
+                (Space.LEASES, b""),
+                (Space.ATTACHED, b""),
+                (Space.HISTORY, kept),
+            ):
+                for key, record in view.view(space).scan(start):
+                    digest.update(struct.pack("<QQ", len(key), len(record)))
+                    digest.update(key)
+                    digest.update(record)
         return digest.hexdigest()
 
     def copy_to(self, path: str) -> StoreInfo:
@@ -244,74 +337,18 @@ class Machine:
         self._backend.close()
 
 
-class _Applier:
-    """Applies the commands of one transaction."""
-
-    def __init__(self, transaction: WriteTransaction, revision: int) -> None:
-        self._transaction = transaction
-        self.revision = revision
-
-    def apply(self, payload: bytes | None) -> list[Result]:
-        if payload is None:
-            return []
-        try:
-            commands = decode_commands(payload)
-        except MalformedCommand as error:
-            return [Refused(str(error))]
-        return [self._apply_command(command) for command in commands]
-
-    def _apply_command(self, command: Command) -> Result:
-        record = self._transaction.get(command.key)
-        if command.condition is not None:
-            mod_revision = 0 if record is None else _RECORD_HEADER.unpack_from(record)[1]
-            if not _holds(command.condition, mod_revision):
-                return ConditionFailed(Revision(self.revision), Revision(mod_revision))
-        return self._put(command, record) if isinstance(command, Put) else self._delete(command, record)
-
-    def _put(self, command: Put, record: bytes | None) -> Written:
-        self.revision += 1
-        if record is None:
-            create_revision, version = self.revision, 1
-        else:
-            create_revision, _mod_revision, version, _lease = _RECORD_HEADER.unpack_from(record)
-            version += 1
-        header = _RECORD_HEADER.pack(create_revision, self.revision, version, command.lease)
-        self._transaction.put(command.key, header + command.value)
-        revision = Revision(self.revision)
-        current = KeyValue(command.key, b"", Revision(create_revision), revision, version, command.lease)
-        return Written(revision, current)
-
-    def _delete(self, command: Delete, record: bytes | None) -> Written:
-        if record is None:
-            return Written(Revision(self.revision), None, deleted=0)
-        self.revision += 1
-        self._transaction.delete(command.key)
-        return Written(Revision(self.revision), None, deleted=1)
-
-
-def _holds(condition: Condition, mod_revision: int) -> bool:
-    if condition.mod_revision is None:
-        return mod_revision != 0
-    return condition.mod_revision == mod_revision
-
-
-def _key_value(key: bytes, record: bytes, *, keys_only: bool = False) -> KeyValue:
-    create_revision, mod_revision, version, lease = _RECORD_HEADER.unpack_from(record)
-    value = b"" if keys_only else record[_RECORD_HEADER.size :]
-    return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)
-
-
 def read_info(view: ReadTransaction, source: str) -> StoreInfo:
     """Read what a store says of itself.
 
     Raises:
         CorruptData: It is of an unknown format, or incomplete.
     """
-    version = view.get_meta(_FORMAT)
+    meta = view.view(Space.META)
+    version = meta.get(_FORMAT)
     if version != str(FORMAT_VERSION).encode():
         raise CorruptData(source, 0, f"store format {version!r} is unknown, this release reads {FORMAT_VERSION}")
-    state = view.get_meta(_STATE)
-    cluster_id = view.get_meta(_CLUSTER_ID)
+    state = meta.get(_STATE)
+    cluster_id = meta.get(_CLUSTER_ID)
     if state is None or cluster_id is None:
         raise CorruptData(source, 0, "its bookkeeping is incomplete")
     index, term, revision, compacted = _STATE_FIELDS.unpack(state)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgpack
 
 from raftkv.ports import Directory
+from raftkv.store.backend import Space
 
 
 class MemoryBackend:
-    """Live keys in a sorted list and a dictionary; see ``raftkv.store.backend.Backend``.
+    """Trees of sorted lists and dictionaries; see ``raftkv.store.backend.Backend``.
 
     Args:
         files: The directory of the copies that are written and read.
@@ -20,7 +21,7 @@ class MemoryBackend:
 
     def __init__(self, files: Directory) -> None:
         self._files = files
-        self._content = _Content({}, {})
+        self._content = _Content({})
 
     @contextmanager
     def read(self) -> Iterator[_Content]:
@@ -46,11 +47,16 @@ class MemoryBackend:
     def room_bytes(self) -> None:
         """Memory is taken for endless."""
 
+    def used_bytes(self) -> int:
+        """Return the size of all keys and records."""
+        trees = self._content.trees.values()
+        return sum(len(key) + len(record) for tree in trees for key, record in tree.records.items())
+
     def copy_to(self, path: str) -> None:
         """Write everything to a new file."""
         file = self._files.create(_name(path))
         try:
-            file.append(msgpack.packb([self._content.records, self._content.meta]))
+            file.append(msgpack.packb({space.value: tree.records for space, tree in self._content.trees.items()}))
         finally:
             file.close()
 
@@ -72,8 +78,7 @@ class MemoryBackend:
         """Nothing was made."""
 
     def _read_copy(self, path: str) -> _Content:
-        records, meta = msgpack.unpackb(self._files.read(_name(path)), strict_map_key=False)
-        return _Content(records, meta)
+        return _Content(msgpack.unpackb(self._files.read(_name(path))))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -82,38 +87,39 @@ class MemoryBackend:
 class _Content:
     """What one transaction sees."""
 
-    def __init__(self, records: dict[bytes, bytes], meta: dict[bytes, bytes]) -> None:
+    def __init__(self, records: dict[str, dict[bytes, bytes]]) -> None:
+        self.trees = {space: _SortedTree(records.get(space.value, {})) for space in Space}
+
+    def view(self, space: Space) -> _SortedTree:
+        return self.trees[space]
+
+
+class _SortedTree:
+    """Keys in a sorted list, records in a dictionary."""
+
+    def __init__(self, records: dict[bytes, bytes]) -> None:
         self.records = records
-        self.meta = meta
-        self._keys = sorted(records)
+        self.keys = sorted(records)
+        self.get = records.get
 
-    def get(self, key: bytes) -> bytes | None:
-        return self.records.get(key)
-
-    def scan(self, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        position = bisect_left(self._keys, max(start, prefix))
-        while position < len(self._keys) and self._keys[position].startswith(prefix):
-            yield self._keys[position], self.records[self._keys[position]]
+    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        position = bisect_left(self.keys, start)
+        while position < len(self.keys) and (end is None or self.keys[position] < end):
+            yield self.keys[position], self.records[self.keys[position]]
             position += 1
 
-    def get_meta(self, name: bytes) -> bytes | None:
-        return self.meta.get(name)
-
-    def set_meta(self, name: bytes, value: bytes | None) -> None:
-        """Make a bookkeeping value be there, or not."""
-        if value is None:
-            self.meta.pop(name, None)
-        else:
-            self.meta[name] = value
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        position = bisect_right(self.keys, key)
+        return None if position == 0 else (self.keys[position - 1], self.records[self.keys[position - 1]])
 
     def set(self, key: bytes, record: bytes | None) -> None:
         """Make a key have a record, or none."""
         if record is None:
             if self.records.pop(key, None) is not None:
-                del self._keys[bisect_left(self._keys, key)]
+                del self.keys[bisect_left(self.keys, key)]
             return
         if key not in self.records:
-            insort(self._keys, key)
+            insort(self.keys, key)
         self.records[key] = record
 
 
@@ -123,30 +129,39 @@ class _Draft:
     def __init__(self, content: _Content) -> None:
         self._content = content
         self._undo: list[Callable[[], None]] = []
-        self.get = content.get
-        self.scan = content.scan
-        self.get_meta = content.get_meta
+        self.view = content.view
 
-    def put(self, key: bytes, record: bytes) -> None:
-        before = self._content.get(key)
-        self._undo.append(lambda: self._content.set(key, before))
-        self._content.set(key, record)
-
-    def delete(self, key: bytes) -> bool:
-        before = self._content.get(key)
-        self._undo.append(lambda: self._content.set(key, before))
-        self._content.set(key, None)
-        return before is not None
-
-    def put_meta(self, name: bytes, value: bytes) -> None:
-        before = self._content.meta.get(name)
-        self._undo.append(lambda: self._content.set_meta(name, before))
-        self._content.set_meta(name, value)
+    def tree(self, space: Space) -> _DraftTree:
+        return _DraftTree(self._content.trees[space], self._undo)
 
     def undo(self) -> None:
         """Take everything back, the last change first."""
         while self._undo:
             self._undo.pop()()
+
+
+class _DraftTree:
+    """One tree of a draft."""
+
+    def __init__(self, tree: _SortedTree, undo: list[Callable[[], None]]) -> None:
+        self._tree = tree
+        self._undo = undo
+        self.get = tree.get
+        self.scan = tree.scan
+        self.floor = tree.floor
+
+    def put(self, key: bytes, record: bytes) -> None:
+        before = self._tree.get(key)
+        self._undo.append(lambda: self._tree.set(key, before))
+        self._tree.set(key, record)
+
+    def delete(self, key: bytes) -> bool:
+        before = self._tree.get(key)
+        if before is None:
+            return False
+        self._undo.append(lambda: self._tree.set(key, before))
+        self._tree.set(key, None)
+        return True
 
 
 def _name(path: str) -> str:

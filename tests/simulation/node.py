@@ -22,7 +22,8 @@ from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.service.kv import KeyValues
 from raftkv.service.proposer import ProposerLimits
-from raftkv.store.machine import CommittedEntry, Machine, Result
+from raftkv.store.applier import Result
+from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
 from raftkv.types import ClusterId, Index, Member, NodeId, Role
 from tests.simulation.disk import SimulatedCrash, VirtualDisk

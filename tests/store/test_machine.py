@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.errors import CorruptData, ForeignData, InvariantViolated
+from raftkv.operations import Refused
+from raftkv.store.backend import Space
 from raftkv.store.commands import Delete, MalformedCommand, Put, decode_commands, encode_commands, encoded_size_hint
 from raftkv.store.lmdb_backend import LmdbBackend
-from raftkv.store.machine import CommittedEntry, Machine, Refused, open_machine
+from raftkv.store.machine import CommittedEntry, Machine, open_machine
 from raftkv.store.memory_backend import MemoryBackend
 from raftkv.types import ClusterId, Condition, ConditionFailed, Index, Revision, Term, Written
 from tests.simulation.disk import VirtualDisk
@@ -179,7 +181,7 @@ def test_a_store_of_another_cluster_or_format_is_refused(tmp_path):
     for name, value in ((b"format", b"9"), (b"state", None)):
         backend = MemoryBackend(VirtualDisk().root)
         Machine(backend, CLUSTER)
-        backend._content.set_meta(name, value)
+        backend._content.trees[Space.META].set(name, value)
         with pytest.raises(CorruptData):
             Machine(backend, CLUSTER)
 
@@ -190,11 +192,12 @@ def test_an_exception_undoes_the_transaction(store):
 
     def fail():
         with store.machine._backend.write() as transaction:
-            transaction.put(b"a", b"2")
-            transaction.put(b"b", b"2")
-            transaction.delete(b"c")
-            transaction.put_meta(b"state", b"x")
-            transaction.put_meta(b"other", b"x")
+            current, meta = transaction.tree(Space.CURRENT), transaction.tree(Space.META)
+            current.put(b"a", b"2")
+            current.put(b"b", b"2")
+            current.delete(b"c")
+            meta.put(b"state", b"x")
+            meta.put(b"other", b"x")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):

@@ -1,0 +1,266 @@
+"""What can be asked of the store beyond single keys: ranges, transactions, events; the words that all layers share.
+
+The meaning is etcd's (its ``rpc.proto``): revisions, versions and comparisons count as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from raftkv.types import KeyValue, Revision
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpan:
+    """Keys from ``start`` on and before ``end``; None means to the last.
+
+    Attributes:
+        start: The first key that may be in it.
+        end: The first that is behind it.
+    """
+
+    start: bytes
+    end: bytes | None
+
+    @classmethod
+    def single(cls, key: bytes) -> KeySpan:
+        """Return the span of one key: nothing stands between it and itself with a zero byte behind."""
+        return cls(key, key + b"\0")
+
+    @classmethod
+    def prefix(cls, prefix: bytes) -> KeySpan:
+        """Return the span of all keys that begin with a prefix."""
+        kept = prefix.rstrip(b"\xff")
+        return cls(prefix, kept[:-1] + bytes([kept[-1] + 1]) if kept else None)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is the span of one key."""
+        return self.end is not None and len(self.end) == len(self.start) + 1 and self.end == self.start + b"\0"
+
+    def __contains__(self, key: bytes) -> bool:
+        return self.start <= key and (self.end is None or key < self.end)
+
+    def overlaps(self, other: KeySpan) -> bool:
+        """Whether some key could be in both."""
+        return (self.end is None or other.start < self.end) and (other.end is None or self.start < other.end)
+
+
+class SortTarget(Enum):
+    """By what a range is sorted."""
+
+    KEY = "key"
+    VERSION = "version"
+    CREATE = "create"
+    MOD = "mod"
+    VALUE = "value"
+
+
+class SortOrder(Enum):
+    """In which direction; ``NONE`` is ascending, and by key the order of the store itself."""
+
+    NONE = "none"
+    ASCEND = "ascend"
+    DESCEND = "descend"
+
+
+@dataclass(frozen=True, slots=True)
+class RangeQuery:
+    """A read of the keys of a span.
+
+    Attributes:
+        span: The keys.
+        limit: Keys at most, 0 for all.
+        revision: At which revision, 0 for the present one.
+        target: By what to sort.
+        order: In which direction.
+        keys_only: Leave the values out.
+        count_only: Return no keys, only their number.
+        min_mod_revision: Leave out keys that were last written before this; 0 for none.
+        max_mod_revision: Leave out keys that were last written after this; 0 for none.
+        min_create_revision: Leave out keys that were created before this; 0 for none.
+        max_create_revision: Leave out keys that were created after this; 0 for none.
+    """
+
+    span: KeySpan
+    limit: int = 0
+    revision: int = 0
+    target: SortTarget = SortTarget.KEY
+    order: SortOrder = SortOrder.NONE
+    keys_only: bool = False
+    count_only: bool = False
+    min_mod_revision: int = 0
+    max_mod_revision: int = 0
+    min_create_revision: int = 0
+    max_create_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RangeResult:
+    """What a range read found.
+
+    Attributes:
+        items: The keys.
+        count: Number of keys of the span, whatever the limit and the filters.
+        more: Whether the limit left some out.
+    """
+
+    items: tuple[KeyValue, ...]
+    count: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PutOperation:
+    """A write of a key.
+
+    Attributes:
+        key: The key.
+        value: Its new value; None keeps the old one, of a key that must exist.
+        lease: Lease to attach it to, 0 for none; None keeps the old one, of a key that must exist.
+        wants_previous: Whether the result shall have the key as it was.
+    """
+
+    key: bytes
+    value: bytes | None
+    lease: int | None = 0
+    wants_previous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """A put that happened, with the key as it was when that was wanted and it existed."""
+
+    previous: KeyValue | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOperation:
+    """A removal of all keys of a span.
+
+    Attributes:
+        span: The keys.
+        wants_previous: Whether the result shall have the keys as they were.
+    """
+
+    span: KeySpan
+    wants_previous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """A delete that happened: how many keys, and these as they were when that was wanted."""
+
+    deleted: int
+    previous: tuple[KeyValue, ...]
+
+
+class CompareTarget(Enum):
+    """What of a key is compared."""
+
+    VERSION = "version"
+    CREATE = "create"
+    MOD = "mod"
+    VALUE = "value"
+    LEASE = "lease"
+
+
+class Relation(Enum):
+    """How it must stand to the operand."""
+
+    EQUAL = "equal"
+    GREATER = "greater"
+    LESS = "less"
+    NOT_EQUAL = "not equal"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A condition on every key of a span; a missing key counts as zero, and its value stands in no relation.
+
+    Attributes:
+        span: The keys; one that is a single key is compared even when it does not exist.
+        target: What of them is compared.
+        relation: How it must stand to the operand.
+        operand: A number, or bytes for a value.
+    """
+
+    span: KeySpan
+    target: CompareTarget
+    relation: Relation
+    operand: int | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Operations that happen together: ``success`` when all comparisons hold, else ``failure``."""
+
+    compares: tuple[Compare, ...]
+    success: tuple[Operation, ...]
+    failure: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionResult:
+    """Which branch was taken, the results of its operations, and the store's revision after it."""
+
+    succeeded: bool
+    results: tuple[OperationResult, ...]
+    revision: Revision
+
+
+Operation = RangeQuery | PutOperation | DeleteOperation | Transaction
+OperationResult = RangeResult | PutResult | DeleteResult | TransactionResult
+
+
+class RefusalKind(Enum):
+    """Why a command was refused when its turn came."""
+
+    MALFORMED = "malformed"
+    KEY_NOT_FOUND = "key not found"
+    LEASE_NOT_FOUND = "lease not found"
+    LEASE_EXISTS = "lease exists"
+    COMPACTED = "compacted"
+    FUTURE_REVISION = "future revision"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A command that was not carried out at all.
+
+    Attributes:
+        kind: Why.
+        text: The same for people.
+    """
+
+    kind: RefusalKind
+    text: str
+
+
+class EventKind(Enum):
+    """What happened to a key."""
+
+    PUT = "put"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of one key.
+
+    Attributes:
+        kind: What happened.
+        item: The key as it is now; of a deleted one only key and mod revision mean something.
+    """
+
+    kind: EventKind
+    item: KeyValue
+
+
+def is_read_only(transaction: Transaction) -> bool:
+    """Whether neither branch can change anything."""
+    return all(
+        isinstance(operation, RangeQuery) or (isinstance(operation, Transaction) and is_read_only(operation))
+        for operation in (*transaction.success, *transaction.failure)
+    )

@@ -1,0 +1,283 @@
+"""Keys with their history: reads at any revision that is not compacted, and writes that remember what was.
+
+A change has a place: its revision, and its number within the revision. Three trees hold it. ``HISTORY`` has the events
+by place, for watches. ``VERSIONS`` has the places of each key, by a digest of the key, since keys may be longer than
+LMDB's. ``CURRENT`` has the live keys with their values, so that reads of the present need neither; ``GRAVES`` the
+deleted ones of which history is kept, so that reads of the past find them in order.
+
+Compaction moves the compacted revision at once, and what is below is refused from then on. Removing what nobody can
+read any more (``purge``) is each node's own business and happens a little at a time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+from raftkv.operations import Event, EventKind, KeySpan, RangeQuery, RangeResult, SortOrder, SortTarget
+from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
+from raftkv.types import KeyValue, Revision
+
+RECORD_HEADER = struct.Struct("<QQQQ")
+"""Create revision, mod revision, version, lease; the value follows."""
+
+_EVENT_HEADER = struct.Struct("<BQQQI")
+"""Deleted or not, create revision, version, lease, length of the key; key and value follow."""
+
+_PLACE = struct.Struct(">QI")
+_LAST_NUMBER = 2**32 - 1
+
+_DIGEST_BYTES = 16
+
+_SORT_KEYS: dict[SortTarget, Callable[[KeyValue], Any]] = {
+    SortTarget.KEY: lambda item: item.key,
+    SortTarget.VERSION: lambda item: item.version,
+    SortTarget.CREATE: lambda item: item.create_revision,
+    SortTarget.MOD: lambda item: item.mod_revision,
+    SortTarget.VALUE: lambda item: item.value,
+}
+
+
+def place_of(revision: int) -> bytes:
+    """Return the first place of a revision."""
+    return _PLACE.pack(revision, 0)
+
+
+def digest_of(key: bytes) -> bytes:
+    """Return the fixed-size name of a key in trees of short keys."""
+    return blake2b(key, digest_size=_DIGEST_BYTES).digest()
+
+
+def decode_current(key: bytes, record: bytes, *, keys_only: bool = False) -> KeyValue:
+    """Read a live key's record."""
+    create_revision, mod_revision, version, lease = RECORD_HEADER.unpack_from(record)
+    value = b"" if keys_only else record[RECORD_HEADER.size :]
+    return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)
+
+
+class HistoryReader:
+    """Reads of one view.
+
+    Args:
+        view: The view.
+        revision: The store's revision in it.
+    """
+
+    def __init__(self, view: ReadTransaction, revision: int) -> None:
+        self._view = view
+        self._revision = revision
+        self._current = view.view(Space.CURRENT)
+
+    def get(self, key: bytes, at: int = 0) -> KeyValue | None:
+        """Return a key as it was at a revision (0: as it is), None when it did not exist."""
+        record = self._current.get(key)
+        if record is not None:
+            item = decode_current(key, record)
+            if not at or item.mod_revision <= at:
+                return item
+        elif not at or at >= self._revision:
+            return None
+        return self._version(key, at)
+
+    def range(self, query: RangeQuery) -> RangeResult:
+        """Read the keys of a span; the revision must be one that can be read."""
+        if query.count_only and not query.revision:
+            return RangeResult((), sum(1 for _ in self._current.scan(query.span.start, query.span.end)), more=False)
+        if query.span.is_single:
+            found = self.get(query.span.start, query.revision)
+            items = iter(()) if found is None else iter((found,))
+        else:
+            items = self._scan(query.span, query.revision, keys_only=query.keys_only)
+        return _select(items, query)
+
+    def events(self, first: int, last: int) -> Iterator[tuple[int, Event]]:
+        """Yield (revision, event) from a revision on and up to another, in order."""
+        end = _PLACE.pack(last + 1, 0)
+        for place, record in self._view.view(Space.HISTORY).scan(_PLACE.pack(first, 0), end):
+            revision = _PLACE.unpack(place)[0]
+            yield revision, _decode_event(revision, record)
+
+    def _scan(self, span: KeySpan, at: int, *, keys_only: bool) -> Iterator[KeyValue]:
+        if not at or at >= self._revision:
+            for key, record in self._current.scan(span.start, span.end):
+                yield decode_current(key, record, keys_only=keys_only and not at)
+            return
+        live = (key for key, _record in self._current.scan(span.start, span.end))
+        dead = (key for key, _record in self._view.view(Space.GRAVES).scan(span.start, span.end))
+        for key in heapq.merge(live, dead):
+            item = self.get(key, at)
+            if item is not None:
+                yield item
+
+    def _version(self, key: bytes, at: int) -> KeyValue | None:
+        digest = digest_of(key)
+        found = self._view.view(Space.VERSIONS).floor(digest + _PLACE.pack(at, _LAST_NUMBER))
+        if found is None or not found[0].startswith(digest):
+            return None
+        place = found[0][_DIGEST_BYTES:]
+        record = self._view.view(Space.HISTORY).get(place)
+        assert record is not None, "a version whose event is not there"
+        event = _decode_event(_PLACE.unpack(place)[0], record)
+        return event.item if event.kind is EventKind.PUT else None
+
+
+class HistoryWriter(HistoryReader):
+    """Changes of one transaction; they share the revision that is current when ``begin_change`` is called.
+
+    Args:
+        transaction: The transaction.
+        revision: The store's revision before it.
+
+    Attributes:
+        changes: What was changed so far, each with its revision.
+    """
+
+    def __init__(self, transaction: WriteTransaction, revision: int) -> None:
+        super().__init__(transaction, revision)
+        self._live = transaction.tree(Space.CURRENT)
+        self._graves = transaction.tree(Space.GRAVES)
+        self._history = transaction.tree(Space.HISTORY)
+        self._versions = transaction.tree(Space.VERSIONS)
+        self._number = 0
+        self._changing = revision + 1
+        self.changes: list[tuple[int, Event]] = []
+
+    @property
+    def revision(self) -> Revision:
+        """The store's revision."""
+        return Revision(self._revision)
+
+    def begin_change(self) -> None:
+        """What changes from here on gets a revision of its own."""
+        self._changing = self._revision + 1
+        self._number = 0
+
+    def put(self, key: bytes, value: bytes, lease: int, before: KeyValue | None) -> KeyValue:
+        """Write a key.
+
+        Args:
+            key: The key.
+            value: Its new value.
+            lease: Its new lease, 0 for none.
+            before: The key as it is, None when it does not exist.
+        """
+        place = self._next_place()
+        revision = self._revision
+        create_revision, version = (revision, 1) if before is None else (before.create_revision, before.version + 1)
+        self._live.put(key, RECORD_HEADER.pack(create_revision, revision, version, lease) + value)
+        if before is None:
+            self._graves.delete(key)
+        header = _EVENT_HEADER.pack(0, create_revision, version, lease, len(key))
+        self._history.put(place, header + key + value)
+        self._versions.put(digest_of(key) + place, b"")
+        item = KeyValue(key, value, Revision(create_revision), Revision(revision), version, lease)
+        self.changes.append((revision, Event(EventKind.PUT, item)))
+        return item
+
+    def delete(self, key: bytes) -> None:
+        """Remove a key that exists."""
+        place = self._next_place()
+        self._live.delete(key)
+        self._graves.put(key, place)
+        self._history.put(place, _EVENT_HEADER.pack(1, 0, 0, 0, len(key)) + key)
+        self._versions.put(digest_of(key) + place, b"")
+        self.changes.append((self._revision, Event(EventKind.DELETE, _tombstone(key, self._revision))))
+
+    def _next_place(self) -> bytes:
+        self._revision = self._changing
+        place = _PLACE.pack(self._revision, self._number)
+        self._number += 1
+        return place
+
+
+def purge(transaction: WriteTransaction, position: bytes, compacted: int, limit: int) -> bytes | None:
+    """Remove what compaction has made unreadable, a little of it.
+
+    An event up to the compacted revision makes its key's event before it unreadable, and a deletion below it makes
+    itself so: whatever could be asked of the key there is that it does not exist.
+
+    Args:
+        transaction: The transaction.
+        position: Where the last call stopped; empty at the beginning.
+        compacted: The compacted revision.
+        limit: Events to look at, at most.
+
+    Returns:
+        Where to go on, None when all is done.
+    """
+    history = transaction.tree(Space.HISTORY)
+    events = list(islice(history.scan(position, _PLACE.pack(compacted + 1, 0)), limit + 1))
+    for place, record in events[:limit]:
+        _purge_around(transaction, place, record, compacted)
+    return events[limit][0] if len(events) > limit else None
+
+
+def _purge_around(transaction: WriteTransaction, place: bytes, record: bytes, compacted: int) -> None:
+    history, versions = transaction.tree(Space.HISTORY), transaction.tree(Space.VERSIONS)
+    revision = _PLACE.unpack(place)[0]
+    event = _decode_event(revision, record)
+    digest = digest_of(event.item.key)
+    before = versions.floor(digest + (int.from_bytes(place, "big") - 1).to_bytes(_PLACE.size, "big"))
+    if before is not None and before[0].startswith(digest):
+        versions.delete(before[0])
+        history.delete(before[0][_DIGEST_BYTES:])
+    if event.kind is EventKind.DELETE and revision < compacted:
+        versions.delete(digest + place)
+        history.delete(place)
+        graves = transaction.tree(Space.GRAVES)
+        if graves.get(event.item.key) == place:
+            graves.delete(event.item.key)
+
+
+def _decode_event(revision: int, record: bytes) -> Event:
+    is_deleted, create_revision, version, lease, key_bytes = _EVENT_HEADER.unpack_from(record)
+    end = _EVENT_HEADER.size + key_bytes
+    key = record[_EVENT_HEADER.size : end]
+    if is_deleted:
+        return Event(EventKind.DELETE, _tombstone(key, revision))
+    item = KeyValue(key, record[end:], Revision(create_revision), Revision(revision), version, lease)
+    return Event(EventKind.PUT, item)
+
+
+def _tombstone(key: bytes, revision: int) -> KeyValue:
+    return KeyValue(key, b"", Revision(0), Revision(revision), 0)
+
+
+def _select(items: Iterator[KeyValue], query: RangeQuery) -> RangeResult:
+    """Apply limit, filters and order of a query to the keys of its span."""
+    is_sorted = query.target is SortTarget.KEY and query.order is not SortOrder.DESCEND
+    selected: list[KeyValue] = []
+    count = 0
+    more = False
+    for item in items:
+        count += 1
+        if query.count_only or not _passes(item, query):
+            continue
+        if is_sorted and query.limit > 0 and len(selected) == query.limit:
+            more = True
+            continue
+        selected.append(item)
+    if not is_sorted:
+        selected.sort(key=_SORT_KEYS[query.target], reverse=query.order is SortOrder.DESCEND)
+        more = 0 < query.limit < len(selected)
+        selected = selected[: query.limit] if more else selected
+    if query.keys_only:
+        selected = [_without_value(item) for item in selected]
+    return RangeResult(tuple(selected), count, more)
+
+
+def _passes(item: KeyValue, query: RangeQuery) -> bool:
+    return (
+        item.mod_revision >= query.min_mod_revision
+        and (not query.max_mod_revision or item.mod_revision <= query.max_mod_revision)
+        and item.create_revision >= query.min_create_revision
+        and (not query.max_create_revision or item.create_revision <= query.max_create_revision)
+    )
+
+
+def _without_value(item: KeyValue) -> KeyValue:
+    return KeyValue(item.key, b"", item.create_revision, item.mod_revision, item.version, item.lease)
