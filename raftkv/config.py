@@ -122,6 +122,22 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of the keys' history is kept; what exceeds either bound is compacted by itself.
+
+    Attributes:
+        compact_keep_revisions: Number of revisions, 0 for no bound.
+        compact_keep_s: Age in seconds, 0 for no bound.
+    """
+
+    compact_keep_revisions: int = 100_000
+    compact_keep_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_at_least("compact-keep-revisions", self.compact_keep_revisions, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of what may wait.
 
@@ -161,6 +177,7 @@ class NodeConfig:
         timing: Raft periods.
         storage: What it keeps on disk.
         limits: Bounds of what may wait.
+        retention: How much history is kept.
         log_format: How log records are written.
     """
 
@@ -174,6 +191,7 @@ class NodeConfig:
     timing: Timing = field(default_factory=Timing)
     storage: Storage = field(default_factory=Storage)
     limits: Limits = field(default_factory=Limits)
+    retention: Retention = field(default_factory=Retention)
     log_format: LogFormat = LogFormat.TEXT
 
     def __post_init__(self) -> None:

@@ -25,6 +25,26 @@ class InvalidRequest(NotApplied):
     """The request itself is wrong and will be refused again."""
 
 
+class KeyMissing(NotApplied):
+    """A put was to keep the value or lease of a key that does not exist."""
+
+
+class LeaseNotFound(NotApplied):
+    """There is no lease of this id."""
+
+
+class LeaseExists(NotApplied):
+    """There is a lease of this id already."""
+
+
+class RevisionCompacted(NotApplied):
+    """The revision asked for is below what history is kept of."""
+
+
+class RevisionInFuture(NotApplied):
+    """The store has not reached the revision asked for."""
+
+
 class NotLeader(NotApplied):
     """Only the leader accepts this request.
 

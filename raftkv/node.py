@@ -25,7 +25,10 @@ from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.runtime.transport import LocalIdentity, Transport
 from raftkv.service.cluster import Cluster
+from raftkv.service.compactor import Compactor
+from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
+from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import ProposerLimits
 from raftkv.store.machine import open_machine
 from raftkv.types import NodeId
@@ -129,6 +132,10 @@ class Node:
             replica.on_installed,
             self._fail,
         )
+        timer = LeaseClock(config.timing.election_timeout_ms / 1000)
+        duties = LeaderDuties(
+            storage.machine, replica.proposer, self._clock, timer, Compactor(config.retention), replica.leading
+        )
         front_end = FrontEnd(
             KeyValues(storage.machine, replica.proposer, replica.gate),
             Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
@@ -136,7 +143,7 @@ class Node:
         )
         writer.start()
         try:
-            replica.start(writer, transport, snapshots)
+            replica.start(writer, transport, snapshots, duties)
             await transport.start(config.listen_peer.host, config.listen_peer.port)
             await front_end.start(config.listen_client.host, config.listen_client.port)
             logger.info(

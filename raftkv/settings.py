@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raftkv.config import HostPort, Limits, LogFormat, NodeConfig, Storage, Timing
+from raftkv.config import HostPort, Limits, LogFormat, NodeConfig, Retention, Storage, Timing
 from raftkv.errors import ConfigurationError
 from raftkv.types import Member, NodeId
 
@@ -183,6 +183,14 @@ SETTINGS: tuple[Setting, ...] = (
         "5.0",
         _parse_seconds,
     ),
+    Setting(
+        "compact-keep-revisions",
+        "N",
+        "Revisions of history that are kept; 0 for no bound.",
+        "100000",
+        _parse_integer,
+    ),
+    Setting("compact-keep-s", "SECONDS", "Age of history that is kept; 0 for no bound.", "0", _parse_seconds),
     Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),
 )
 """Every setting of a node, in the order of ``--help``."""
@@ -287,6 +295,7 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
         timing=Timing(**_group(values, "heartbeat_ms", "election_timeout_ms")),
         storage=Storage(**_group(values, "min_free_bytes", "snapshot_journal_bytes")),
         limits=Limits(**_group(values, "max_pending_proposals", "request_timeout_s")),
+        retention=Retention(**_group(values, "compact_keep_revisions", "compact_keep_s")),
         log_format=values.get("log_format", LogFormat.TEXT),
     )
 

@@ -21,6 +21,7 @@ from raftkv.ports import Clock, Directory
 from raftkv.runtime.journal_writer import JournalWriter
 from raftkv.runtime.snapshots import SnapshotKeeper
 from raftkv.runtime.transport import Transport
+from raftkv.service.duties import LeaderDuties
 from raftkv.service.proposer import Proposer, ProposerLimits
 from raftkv.service.reads import ReadGate
 from raftkv.store.machine import CommittedEntry, Machine
@@ -91,6 +92,7 @@ class Replica:
         self._writer: JournalWriter | None = None
         self._transport: Transport | None = None
         self._snapshots: SnapshotKeeper | None = None
+        self._duties: LeaderDuties | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._turn_is_due = False
@@ -105,8 +107,11 @@ class Replica:
         self.proposer = Proposer(core, clock, settings.proposer, self.refusal, self.wake)
         self.gate = ReadGate(core, clock, settings.read_timeout_seconds, lambda: core.leader is not None, self.wake)
 
-    def start(self, writer: JournalWriter, transport: Transport, snapshots: SnapshotKeeper) -> None:
+    def start(
+        self, writer: JournalWriter, transport: Transport, snapshots: SnapshotKeeper, duties: LeaderDuties
+    ) -> None:
         """Begin to take turns; the journal's thread and the transport were started before."""
+        self._duties = duties
         self._writer = writer
         self._transport = transport
         self._snapshots = snapshots
@@ -279,7 +284,29 @@ class Replica:
         self.gate.expire()
         self._check_disk()
         self._guarded(self._keeper.poll)
+        self._guarded(self._tick)
         self._turn()
+
+    def _tick(self) -> None:
+        assert self._duties is not None
+        self._duties.tick()
+        self._machine.purge()
+
+    def leading(self) -> Term | None:
+        """Return the term in which this node leads, None when it does not."""
+        return self._core.term if self._core.role is Role.LEADER and not self._stopped else None
+
+    def require_leader(self) -> None:
+        """Refuse what only the leader can do.
+
+        Raises:
+            NotLeader: Another node leads.
+            NoLeader: Nobody is known to.
+            ShuttingDown: The node is stopping.
+        """
+        refusal = self.refusal()
+        if refusal is not None and not isinstance(refusal, StorageLow):
+            raise refusal
 
     def _turn(self) -> None:
         self._turn_is_due = False
@@ -335,6 +362,7 @@ class Replica:
         for entry, results in zip(committed, self._machine.apply(entries), strict=True):
             self.proposer.applied(entry.index, entry.term, results)
         self._machine.take_events()
+        self._machine.purge()
 
     def _check_disk(self) -> None:
         now = self._clock.now()

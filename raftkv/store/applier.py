@@ -17,7 +17,7 @@ from raftkv.store.commands import (
     Transact,
     decode_commands,
 )
-from raftkv.store.lease import Lease, LeaseWriter
+from raftkv.store.lease import Lease, LeaseChange, LeaseWriter
 from raftkv.store.mvcc import HistoryWriter
 from raftkv.store.txn import TransactionApplier
 from raftkv.types import Condition, ConditionFailed, KeyValue, Revision, Written
@@ -50,12 +50,14 @@ class CommandApplier:
 
     Attributes:
         compacted: The compacted revision.
+        lease_changes: Leases that were granted or removed.
     """
 
     def __init__(self, transaction: WriteTransaction, revision: int, compacted: int) -> None:
         self._history = HistoryWriter(transaction, revision)
         self._leases = LeaseWriter(transaction)
         self.compacted = compacted
+        self.lease_changes: list[LeaseChange] = []
 
     @property
     def revision(self) -> Revision:
@@ -125,6 +127,7 @@ class CommandApplier:
         if self._leases.exists(command.lease_id):
             return Refused(RefusalKind.LEASE_EXISTS, f"lease {command.lease_id} exists")
         self._leases.grant(Lease(command.lease_id, command.seconds))
+        self.lease_changes.append(LeaseChange(command.lease_id, command.seconds))
         return Granted(self.revision)
 
     def _revoke(self, command: RevokeLease) -> Written | Refused:
@@ -132,6 +135,7 @@ class CommandApplier:
             return Refused(RefusalKind.LEASE_NOT_FOUND, f"lease {command.lease_id} does not exist")
         self._history.begin_change()
         keys = self._leases.remove(command.lease_id)
+        self.lease_changes.append(LeaseChange(command.lease_id, None))
         for key in keys:
             self._history.delete(key)
         return Written(self.revision, None, deleted=len(keys))

@@ -28,6 +28,14 @@ class Lease:
     seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseChange:
+    """A lease that was granted for some time, or (None) removed."""
+
+    id: int
+    seconds: int | None
+
+
 def find_lease(view: ReadTransaction, lease_id: int) -> Lease | None:
     """Return a lease, None when there is none of this id."""
     record = view.view(Space.LEASES).get(_ID.pack(lease_id))

@@ -24,7 +24,7 @@ from raftkv.operations import (
 )
 from raftkv.store.applier import CommandApplier, Result
 from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
-from raftkv.store.lease import Lease, all_leases, attached_keys, find_lease
+from raftkv.store.lease import Lease, LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.store.mvcc import HistoryReader, decode_current, place_of, purge
 from raftkv.store.txn import Refusal, check_revision, evaluate
@@ -95,6 +95,7 @@ class Machine:
         self._backend = backend
         self._cluster_id = cluster_id
         self._events: list[tuple[int, Event]] = []
+        self._lease_changes: list[LeaseChange] = []
         self._load()
 
     def _load(self) -> None:
@@ -179,12 +180,18 @@ class Machine:
         revision, compacted = applier.revision, Revision(applier.compacted)
         self._info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted)
         self._events += applier.changes
+        self._lease_changes += applier.lease_changes
         return results
 
     def take_events(self) -> list[tuple[int, Event]]:
         """Return the changes since the last call, each with its revision."""
         events, self._events = self._events, []
         return events
+
+    def take_lease_changes(self) -> list[LeaseChange]:
+        """Return the leases that were granted or removed since the last call."""
+        changes, self._lease_changes = self._lease_changes, []
+        return changes
 
     def purge(self) -> bool:
         """Remove a little of what compaction has made unreadable; return whether there is more."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import raftkv.consensus.core as core_module
+from raftkv.config import Retention
 from raftkv.consensus import engine
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
@@ -20,7 +21,10 @@ from raftkv.errors import FatalError
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
+from raftkv.service.compactor import Compactor
+from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
+from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import ProposerLimits
 from raftkv.store.applier import Result
 from raftkv.store.machine import CommittedEntry, Machine
@@ -43,6 +47,7 @@ SETTINGS = ReplicaSettings(
 )
 # Small, so that snapshots, compaction and segments come and go within seconds.
 POLICY = SnapshotPolicy(journal_bytes=3_000, journal_entries=60, tail_bytes=1_000)
+RETENTION = Retention(compact_keep_revisions=40)
 SEGMENT_BYTES = 4_096
 
 
@@ -298,7 +303,16 @@ class SimulatedNode:
             self._on_fatal,
         )
         self.kv = KeyValues(storage.machine, self.replica.proposer, self.replica.gate)
-        self.replica.start(self.writer, Endpoint(self.world.network, self.name), self.keeper)
+        self.lease_clock = LeaseClock(TIMING.election_timeout_seconds)
+        self.duties = LeaderDuties(
+            storage.machine,
+            self.replica.proposer,
+            self.clock,
+            self.lease_clock,
+            Compactor(RETENTION),
+            self.replica.leading,
+        )
+        self.replica.start(self.writer, Endpoint(self.world.network, self.name), self.keeper, self.duties)
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something in this node's life, if it is still the same then."""

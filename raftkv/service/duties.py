@@ -1,0 +1,109 @@
+"""What a leader does without being asked: it ends leases whose time is over, and compacts history."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from raftkv.errors import NotApplied
+from raftkv.ports import Clock
+from raftkv.service.compactor import Compactor
+from raftkv.service.leases import LeaseClock
+from raftkv.service.proposer import Proposer
+from raftkv.store.applier import Result
+from raftkv.store.commands import Command, Compact, RevokeLease
+from raftkv.store.lease import Lease, LeaseChange
+from raftkv.types import Revision, Term
+
+_RETRY_SECONDS = 2.0
+
+
+class DutiesStore(Protocol):
+    """What the duties need of the store."""
+
+    @property
+    def revision(self) -> Revision:
+        """The store's revision."""
+        ...
+
+    @property
+    def compacted_revision(self) -> Revision:
+        """The compacted revision."""
+        ...
+
+    def leases(self) -> list[Lease]:
+        """Return all leases."""
+        ...
+
+    def take_lease_changes(self) -> list[LeaseChange]:
+        """Return the leases that were granted or removed since the last call."""
+        ...
+
+
+class LeaderDuties:
+    """Called with every tick of a node's time; does something at the leader alone.
+
+    Args:
+        store: The local store.
+        proposer: The way of commands.
+        clock: Monotonic time.
+        timer: The time of leases.
+        compactor: Says when to compact.
+        leading: Returns the term in which this node leads, None when it does not.
+    """
+
+    def __init__(
+        self,
+        store: DutiesStore,
+        proposer: Proposer,
+        clock: Clock,
+        timer: LeaseClock,
+        compactor: Compactor,
+        leading: Callable[[], Term | None],
+    ) -> None:
+        self._store = store
+        self._proposer = proposer
+        self._clock = clock
+        self._timer = timer
+        self._compactor = compactor
+        self._leading = leading
+        self._term: Term | None = None
+        self._compacting_since = float("-inf")
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = self._clock.now()
+        changes = self._store.take_lease_changes()
+        term = self._leading()
+        if term != self._term:
+            self._term = term
+            self._timer.end()
+            if term is not None:
+                self._timer.begin(self._store.leases(), now)
+        elif term is not None:
+            for change in changes:
+                self._timer.change(change, now)
+        if term is None:
+            return
+        for lease_id in self._timer.take_expired(now, _RETRY_SECONDS):
+            self._propose(RevokeLease(lease_id))
+        if now - self._compacting_since >= _RETRY_SECONDS:
+            target = self._compactor.due(now, self._store.revision, self._store.compacted_revision)
+            if target is not None:
+                self._compacting_since = now
+                self._propose(Compact(target))
+
+    def _propose(self, command: Command) -> None:
+        try:
+            future = self._proposer.submit(command)
+        except NotApplied:
+            # It is tried again while this node leads, and is the next leader's duty otherwise.
+            return
+        future.add_done_callback(_look_at)
+
+
+def _look_at(future: asyncio.Future[Result]) -> None:
+    if not future.cancelled():
+        # Whatever became of it, it is tried again while it is due.
+        future.exception()

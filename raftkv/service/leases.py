@@ -1,0 +1,263 @@
+"""Leases: granted and removed through the log, timed by the leader alone.
+
+Time is no part of the replicated state. A leader counts from when it knows a lease: from its grant or keep-alive, or,
+for one that it found when it was elected, from its election, with some time on top. So a change of leader prolongs
+leases and never shortens one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from raftkv.errors import InvalidRequest, LeaseNotFound
+from raftkv.operations import Refused
+from raftkv.ports import Clock, Randomness
+from raftkv.service.proposer import Proposer
+from raftkv.service.reads import ReadGate
+from raftkv.service.refusals import error_of
+from raftkv.store.applier import Result
+from raftkv.store.commands import Command, GrantLease, RevokeLease
+from raftkv.store.lease import Lease, LeaseChange
+
+MAX_LEASE_SECONDS = 9_000_000_000
+_MAX_LEASE_ID = 2**63 - 1
+
+
+class LeaseClock:
+    """What a leader knows of the time that leases have left; without asyncio, files or a clock of its own.
+
+    Args:
+        extension_seconds: Given on top to leases that a new leader finds.
+    """
+
+    def __init__(self, extension_seconds: float) -> None:
+        self._extension_seconds = extension_seconds
+        self._seconds: dict[int, int] = {}
+        self._deadlines: dict[int, float] = {}
+        self._queue: list[tuple[float, int]] = []
+
+    def begin(self, leases: Iterable[Lease], now: float) -> None:
+        """Time leases anew, at the beginning of a leadership."""
+        self.end()
+        for lease in leases:
+            self._seconds[lease.id] = lease.seconds
+            self._set(lease.id, now + lease.seconds + self._extension_seconds)
+
+    def end(self) -> None:
+        """Forget everything: this node leads no more."""
+        self._seconds.clear()
+        self._deadlines.clear()
+        self._queue.clear()
+
+    def change(self, change: LeaseChange, now: float) -> None:
+        """Take the news of a lease that was granted or removed."""
+        if change.seconds is None:
+            self._seconds.pop(change.id, None)
+            self._deadlines.pop(change.id, None)
+        else:
+            self._seconds[change.id] = change.seconds
+            self._set(change.id, now + change.seconds)
+
+    def renew(self, lease_id: int, now: float) -> int | None:
+        """Give a lease its full time again; return it in seconds, None when it is unknown or its time is over."""
+        if self.remaining(lease_id, now) is None:
+            return None
+        self._set(lease_id, max(now + self._seconds[lease_id], self._deadlines[lease_id]))
+        return self._seconds[lease_id]
+
+    def remaining(self, lease_id: int, now: float) -> float | None:
+        """Return the seconds that a lease has left, None when it is unknown or its time is over."""
+        deadline = self._deadlines.get(lease_id)
+        return None if deadline is None or deadline <= now else deadline - now
+
+    def is_expired(self, lease_id: int, now: float) -> bool:
+        """Whether the time of a lease is over that is not removed yet."""
+        deadline = self._deadlines.get(lease_id)
+        return deadline is not None and deadline <= now
+
+    def take_expired(self, now: float, retry_seconds: float) -> list[int]:
+        """Return leases whose time is over; those that are still there after some time are returned again."""
+        expired = []
+        while self._queue and self._queue[0][0] <= now:
+            _due, lease_id = heapq.heappop(self._queue)
+            deadline = self._deadlines.get(lease_id)
+            if deadline is None:
+                continue
+            if deadline > now:
+                heapq.heappush(self._queue, (deadline, lease_id))
+                continue
+            expired.append(lease_id)
+            heapq.heappush(self._queue, (now + retry_seconds, lease_id))
+        return expired
+
+    def _set(self, lease_id: int, deadline: float) -> None:
+        if lease_id not in self._deadlines or deadline < self._deadlines[lease_id]:
+            heapq.heappush(self._queue, (deadline, lease_id))
+        # A later deadline is found when the earlier one comes up.
+        self._deadlines[lease_id] = deadline
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTime:
+    """What is left of a lease.
+
+    Attributes:
+        granted_seconds: For how long it was granted.
+        remaining_seconds: What is left, rounded down.
+        keys: Its keys, when they were asked for.
+    """
+
+    granted_seconds: int
+    remaining_seconds: int
+    keys: tuple[bytes, ...]
+
+
+class LeaseStore(Protocol):
+    """What this service needs of the store."""
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """Return a lease."""
+        ...
+
+    def leases(self) -> list[Lease]:
+        """Return all leases."""
+        ...
+
+    def attached_keys(self, lease_id: int) -> list[bytes]:
+        """Return the keys of a lease."""
+        ...
+
+
+class Leases:
+    """The lease service of one node; only the leader's answers anything but reads.
+
+    Args:
+        store: The local store.
+        proposer: The way of changes.
+        gate: The way of linearizable reads.
+        timer: The leader's time.
+        clock: Monotonic time.
+        randomness: Where ids come from.
+        min_seconds: Shortest time of a lease; a shorter one is raised to this.
+        require_leader: Raises ``NotLeader`` or ``NoLeader`` at a node that does not lead.
+    """
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        proposer: Proposer,
+        gate: ReadGate,
+        timer: LeaseClock,
+        clock: Clock,
+        randomness: Randomness,
+        min_seconds: int,
+        require_leader: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._proposer = proposer
+        self._gate = gate
+        self._timer = timer
+        self._clock = clock
+        self._randomness = randomness
+        self._min_seconds = min_seconds
+        self._require_leader = require_leader
+
+    async def grant(self, lease_id: int, seconds: int) -> Lease:
+        """Make a lease.
+
+        Args:
+            lease_id: Its id, 0 for a random one.
+            seconds: For how long.
+
+        Raises:
+            LeaseExists: There is one of this id.
+            InvalidRequest: Id or time are out of bounds.
+        """
+        if seconds > MAX_LEASE_SECONDS:
+            raise InvalidRequest(f"a lease of {seconds} s is too long, the limit is {MAX_LEASE_SECONDS}")
+        if not 0 <= lease_id <= _MAX_LEASE_ID:
+            raise InvalidRequest(f"{lease_id} is no id of a lease")
+        lease = Lease(lease_id or self._random_id(), max(seconds, self._min_seconds))
+        await self._propose(GrantLease(lease.id, lease.seconds))
+        return lease
+
+    async def revoke(self, lease_id: int) -> None:
+        """Remove a lease, and delete its keys.
+
+        Raises:
+            LeaseNotFound: There is none.
+        """
+        self._check(lease_id)
+        await self._propose(RevokeLease(lease_id))
+
+    async def keep_alive(self, lease_id: int) -> int:
+        """Give a lease its full time again, from now on; return that time in seconds.
+
+        A lease whose time is over, and that is not removed yet, is waited for: then it is certainly gone.
+
+        Raises:
+            LeaseNotFound: There is none, or its time is over.
+        """
+        self._require_leader()
+        self._check(lease_id)
+        began = self._clock.now()
+        # Whoever leads later was elected after this moment, and gives the lease its full time from then on.
+        await self._gate.wait()
+        self._require_leader()
+        # The store may know of its end before the clock does.
+        seconds = None if self._store.lease(lease_id) is None else self._timer.renew(lease_id, began)
+        if seconds is None:
+            if self._timer.is_expired(lease_id, began):
+                await self._wait_until_removed(lease_id)
+            raise LeaseNotFound(f"lease {lease_id} does not exist")
+        return seconds
+
+    async def time_to_live(self, lease_id: int, *, wants_keys: bool = False) -> LeaseTime:
+        """Return what is left of a lease.
+
+        Raises:
+            LeaseNotFound: There is none, or its time is over.
+        """
+        self._require_leader()
+        await self._gate.wait()
+        self._require_leader()
+        lease = self._store.lease(lease_id) if 0 < lease_id <= _MAX_LEASE_ID else None
+        remaining = self._timer.remaining(lease_id, self._clock.now())
+        if lease is None or remaining is None:
+            raise LeaseNotFound(f"lease {lease_id} does not exist")
+        keys = tuple(self._store.attached_keys(lease_id)) if wants_keys else ()
+        return LeaseTime(lease.seconds, math.floor(remaining), keys)
+
+    async def all(self) -> list[int]:
+        """Return the ids of all leases, the one that ends soonest first."""
+        self._require_leader()
+        await self._gate.wait()
+        self._require_leader()
+        now = self._clock.now()
+        return sorted(
+            (lease.id for lease in self._store.leases()),
+            key=lambda lease_id: (self._timer.remaining(lease_id, now) or 0.0, lease_id),
+        )
+
+    async def _wait_until_removed(self, lease_id: int) -> None:
+        while self._store.lease(lease_id) is not None:
+            self._require_leader()
+            await asyncio.sleep(0.05)
+
+    def _check(self, lease_id: int) -> None:
+        if not 0 < lease_id <= _MAX_LEASE_ID:
+            raise LeaseNotFound(f"lease {lease_id} does not exist")
+
+    def _random_id(self) -> int:
+        return (int(self._randomness.token(), 16) & _MAX_LEASE_ID) or 1
+
+    async def _propose(self, command: Command) -> Result:
+        result = await self._proposer.submit(command)
+        if isinstance(result, Refused):
+            raise error_of(result)
+        return result

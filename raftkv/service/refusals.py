@@ -1,0 +1,30 @@
+"""From a command's refusal in the store to the error that its caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raftkv.errors import (
+    InvalidRequest,
+    KeyMissing,
+    LeaseExists,
+    LeaseNotFound,
+    NotApplied,
+    RevisionCompacted,
+    RevisionInFuture,
+)
+from raftkv.operations import RefusalKind, Refused
+
+_ERRORS: Mapping[RefusalKind, type[NotApplied]] = {
+    RefusalKind.MALFORMED: InvalidRequest,
+    RefusalKind.KEY_NOT_FOUND: KeyMissing,
+    RefusalKind.LEASE_NOT_FOUND: LeaseNotFound,
+    RefusalKind.LEASE_EXISTS: LeaseExists,
+    RefusalKind.COMPACTED: RevisionCompacted,
+    RefusalKind.FUTURE_REVISION: RevisionInFuture,
+}
+
+
+def error_of(refused: Refused) -> NotApplied:
+    """Return the error for a refusal."""
+    return _ERRORS[refused.kind](refused.text)

@@ -1,0 +1,100 @@
+"""Ranges, transactions and compaction of one node: reads through the read gate, changes through the log."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from raftkv.operations import (
+    PutOperation,
+    PutResult,
+    RangeQuery,
+    RangeResult,
+    Refused,
+    Transaction,
+    TransactionResult,
+    is_read_only,
+)
+from raftkv.service.proposer import Proposer
+from raftkv.service.reads import ReadGate
+from raftkv.service.refusals import error_of
+from raftkv.store.applier import Compacted, Result
+from raftkv.store.commands import Command, Compact, Put, Transact
+from raftkv.types import Revision
+
+
+class History(Protocol):
+    """What this service needs of the store."""
+
+    @property
+    def revision(self) -> Revision:
+        """The store's revision."""
+        ...
+
+    def range(self, query: RangeQuery) -> RangeResult | Refused:
+        """Read the keys of a span."""
+        ...
+
+    def evaluate(self, transaction: Transaction) -> TransactionResult | Refused:
+        """Carry out a transaction that only reads."""
+        ...
+
+
+class Store:
+    """``raftkv.service.api.StoreService``.
+
+    Args:
+        history: The local store.
+        proposer: The way of writes.
+        gate: The way of linearizable reads.
+    """
+
+    def __init__(self, history: History, proposer: Proposer, gate: ReadGate) -> None:
+        self._history = history
+        self._proposer = proposer
+        self._gate = gate
+
+    @property
+    def revision(self) -> Revision:
+        """The local store's revision."""
+        return self._history.revision
+
+    async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
+        """Read the keys of a span."""
+        if not is_stale:
+            await self._gate.wait()
+        result = self._history.range(query)
+        if isinstance(result, Refused):
+            raise error_of(result)
+        return result
+
+    async def put(self, operation: PutOperation) -> PutResult:
+        """Write a key."""
+        if operation.value is not None and operation.lease is not None and not operation.wants_previous:
+            await self._propose(Put(operation.key, operation.value, operation.lease))
+            return PutResult(None)
+        result = (await self.transact(Transaction((), (operation,), ()))).results[0]
+        assert isinstance(result, PutResult)
+        return result
+
+    async def transact(self, transaction: Transaction) -> TransactionResult:
+        """Carry out a transaction: all of it or nothing."""
+        if is_read_only(transaction):
+            await self._gate.wait()
+            found = self._history.evaluate(transaction)
+            if isinstance(found, Refused):
+                raise error_of(found)
+            return found
+        result = await self._propose(Transact(transaction))
+        assert isinstance(result, TransactionResult)
+        return result
+
+    async def compact(self, revision: Revision) -> None:
+        """Forget the history below a revision."""
+        result = await self._propose(Compact(revision))
+        assert isinstance(result, Compacted)
+
+    async def _propose(self, command: Command) -> Result:
+        result = await self._proposer.submit(command)
+        if isinstance(result, Refused):
+            raise error_of(result)
+        return result
