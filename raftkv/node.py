@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import sys
 from pathlib import Path
@@ -24,12 +25,14 @@ from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.runtime.transport import LocalIdentity, Transport
+from raftkv.service.api import NodeServices
 from raftkv.service.cluster import Cluster
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
-from raftkv.service.leases import LeaseClock
+from raftkv.service.leases import LeaseClock, Leases
 from raftkv.service.proposer import ProposerLimits
+from raftkv.service.store import Store
 from raftkv.store.machine import open_machine
 from raftkv.types import NodeId
 
@@ -137,8 +140,22 @@ class Node:
             storage.machine, replica.proposer, self._clock, timer, Compactor(config.retention), replica.leading
         )
         front_end = FrontEnd(
-            KeyValues(storage.machine, replica.proposer, replica.gate),
-            Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
+            NodeServices(
+                kv=KeyValues(storage.machine, replica.proposer, replica.gate),
+                store=Store(storage.machine, replica.proposer, replica.gate),
+                leases=Leases(
+                    storage.machine,
+                    replica.proposer,
+                    replica.gate,
+                    timer,
+                    self._clock,
+                    self._randomness,
+                    # etcd's rule: shorter than this, a lease could end with an election.
+                    math.ceil(1.5 * config.timing.election_timeout_ms / 1000),
+                    replica.require_leader,
+                ),
+                cluster=Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
+            ),
             FrontEndSettings(),
         )
         writer.start()

@@ -258,9 +258,41 @@ class Event:
     item: KeyValue
 
 
+MAX_LEASE_SECONDS = 9_000_000_000
+"""The longest time of a lease, etcd's."""
+
+
 def is_read_only(transaction: Transaction) -> bool:
     """Whether neither branch can change anything."""
     return all(
         isinstance(operation, RangeQuery) or (isinstance(operation, Transaction) and is_read_only(operation))
         for operation in (*transaction.success, *transaction.failure)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease.
+
+    Attributes:
+        id: Its number, from 1.
+        seconds: Time for which it was granted, and is again with each keep-alive.
+    """
+
+    id: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTime:
+    """What is left of a lease.
+
+    Attributes:
+        granted_seconds: For how long it was granted.
+        remaining_seconds: What is left, rounded down.
+        keys: Its keys, when they were asked for.
+    """
+
+    granted_seconds: int
+    remaining_seconds: int
+    keys: tuple[bytes, ...]

@@ -9,6 +9,7 @@ from aiohttp import web
 from raftkv import __version__
 from raftkv.http.answers import json_response
 from raftkv.http.body import refuse_body
+from raftkv.http.etcd.gateway import ETCD_VERSION
 from raftkv.http.routing import Call
 from raftkv.http.target import Query
 from raftkv.service.api import ClusterService, MemberStatus
@@ -45,7 +46,10 @@ class ClusterApi:
         """``GET /version``: what runs here."""
         refuse_body(call.request)
         Query(call.query, ())
-        return json_response({"raftkv": __version__, "api": "v1"})
+        # The last two are how etcd's clients recognise a server that speaks their API.
+        return json_response(
+            {"raftkv": __version__, "api": "v1", "etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
+        )
 
 
 def _render_member(member: MemberStatus) -> dict[str, Any]:

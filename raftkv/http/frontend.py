@@ -10,12 +10,14 @@ from aiohttp import hdrs, web
 from raftkv.errors import ConfigurationError, ShuttingDown
 from raftkv.http.cluster import ClusterApi
 from raftkv.http.connection import Server
+from raftkv.http.etcd import Gateway
+from raftkv.http.etcd.gateway import PREFIXES
 from raftkv.http.health import HealthApi
 from raftkv.http.native import NativeApi
 from raftkv.http.problems import problem_of
 from raftkv.http.routing import Router, options_response
 from raftkv.http.target import origin_form
-from raftkv.service.api import ClusterService, KeyValueService
+from raftkv.service.api import NodeServices
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: several hundred clients may arrive in the same moment."""
@@ -48,14 +50,14 @@ class FrontEnd:
     """The HTTP server of one node.
 
     Args:
-        kv: The node's key-value service.
-        cluster: The node's cluster service.
+        services: What the node does for it.
         settings: Timeouts and logging.
     """
 
-    def __init__(self, kv: KeyValueService, cluster: ClusterService, settings: FrontEndSettings | None = None) -> None:
+    def __init__(self, services: NodeServices, settings: FrontEndSettings | None = None) -> None:
         self._settings = settings or FrontEndSettings()
-        self._router = _routes(kv, cluster, self._settings)
+        self._gateway = Gateway(services, self._settings.request_timeout_seconds)
+        self._router = _routes(services, self._gateway, self._settings)
         self._allowed_anywhere = self._router.allowed_anywhere()
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
@@ -100,6 +102,7 @@ class FrontEnd:
             return
         self._listener.close()
         await self._server.drain(grace_seconds)
+        await self._gateway.close()
         self._listener = self._server = None
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
@@ -116,10 +119,10 @@ class FrontEnd:
             return problem_of(error, target).response()
 
 
-def _routes(kv: KeyValueService, cluster: ClusterService, settings: FrontEndSettings) -> Router:
-    native = NativeApi(kv, settings.request_timeout_seconds)
-    about = ClusterApi(cluster)
-    health = HealthApi(cluster)
+def _routes(services: NodeServices, gateway: Gateway, settings: FrontEndSettings) -> Router:
+    native = NativeApi(services.kv, settings.request_timeout_seconds)
+    about = ClusterApi(services.cluster)
+    health = HealthApi(services.cluster)
     exact = {
         "/v1/kv": {"GET": native.list, "HEAD": native.list},
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
@@ -131,5 +134,6 @@ def _routes(kv: KeyValueService, cluster: ClusterService, settings: FrontEndSett
         "/v1/kv/": {"PUT": native.put, "GET": native.get, "HEAD": native.get, "DELETE": native.delete},
         "/livez/": {"GET": health.live, "HEAD": health.live},
         "/readyz/": {"GET": health.ready, "HEAD": health.ready},
+        **{prefix: {"POST": gateway.post} for prefix in PREFIXES},
     }
     return Router(exact, below)

@@ -67,6 +67,11 @@ LEADER_URL_UNKNOWN = Kind("leader-url-unknown", 503, "The leader's client URL is
 
 KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
     errors.InvalidRequest: INVALID_REQUEST,
+    errors.KeyMissing: Kind("key-missing", 409, "A key whose value or lease is to be kept does not exist"),
+    errors.LeaseNotFound: Kind("lease-not-found", 404, "The lease does not exist"),
+    errors.LeaseExists: Kind("lease-exists", 409, "The lease exists already"),
+    errors.RevisionCompacted: Kind("revision-compacted", 410, "The revision is older than what history is kept of"),
+    errors.RevisionInFuture: Kind("revision-in-future", 400, "The store has not reached the revision yet"),
     errors.NotLeader: NOT_LEADER,
     errors.NoLeader: Kind("no-leader", 503, "No leader can be reached", retry_after=1),
     errors.Superseded: Kind("superseded", 503, "Another leader's entry took the request's place", retry_after=1),

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from raftkv.operations import (
+    Lease,
+    LeaseTime,
+    PutOperation,
+    PutResult,
+    RangeQuery,
+    RangeResult,
+    Transaction,
+    TransactionResult,
+)
 from raftkv.types import (
     ClusterId,
     Condition,
     ConditionFailed,
     Consistency,
     KeyRange,
+    Member,
     NodeId,
     NodeStatus,
     Read,
+    Revision,
     Term,
     Written,
 )
@@ -106,8 +119,82 @@ class KeyValueService(Protocol):
         ...
 
 
+class StoreService(Protocol):
+    """Ranges, transactions and compaction.
+
+    Methods raise what those of ``KeyValueService`` do, and ``RevisionCompacted``, ``RevisionInFuture``, ``KeyMissing``
+    and ``LeaseNotFound``, each without an effect.
+    """
+
+    @property
+    def revision(self) -> Revision:
+        """The local store's revision."""
+        ...
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the local store's data takes."""
+        ...
+
+    async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
+        """Read the keys of a span."""
+        ...
+
+    async def put(self, operation: PutOperation) -> PutResult:
+        """Write a key."""
+        ...
+
+    async def transact(self, transaction: Transaction) -> TransactionResult:
+        """Carry out a transaction: all of it or nothing."""
+        ...
+
+    async def compact(self, revision: Revision) -> None:
+        """Forget the history below a revision."""
+        ...
+
+
+class LeaseService(Protocol):
+    """Leases; only the leader answers.
+
+    Methods raise what those of ``KeyValueService`` do, and ``LeaseNotFound`` and ``LeaseExists``.
+    """
+
+    async def grant(self, lease_id: int, seconds: int) -> Lease:
+        """Make a lease; id 0 for a random one."""
+        ...
+
+    async def revoke(self, lease_id: int) -> None:
+        """Remove a lease, and delete its keys."""
+        ...
+
+    async def keep_alive(self, lease_id: int) -> int:
+        """Give a lease its full time again; return that time in seconds."""
+        ...
+
+    async def time_to_live(self, lease_id: int, *, wants_keys: bool = False) -> LeaseTime:
+        """Return what is left of a lease."""
+        ...
+
+    async def all(self) -> Sequence[int]:
+        """Return the ids of all leases, the one that ends soonest first."""
+        ...
+
+
 class ClusterService(Protocol):
     """The cluster and this node's health."""
+
+    @property
+    def cluster_id(self) -> ClusterId:
+        """The cluster's id."""
+        ...
+
+    def own(self) -> NodeStatus:
+        """Describe this node."""
+        ...
+
+    def members(self) -> Sequence[tuple[Member, str | None]]:
+        """Return every member with its client URL, None while that is not known; sorted by name."""
+        ...
 
     async def describe(self) -> ClusterStatus:
         """Ask every member for its status, each bounded in time; never raises for an absent member."""
@@ -120,3 +207,20 @@ class ClusterService(Protocol):
     async def ready(self) -> list[HealthCheck]:
         """Check that this node can serve: its store is sound and a linearizable read succeeds."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeServices:
+    """Everything that a node does for its front-ends.
+
+    Attributes:
+        kv: Single keys.
+        store: Ranges, transactions and compaction.
+        leases: Leases.
+        cluster: Members and health.
+    """
+
+    kv: KeyValueService
+    store: StoreService
+    leases: LeaseService
+    cluster: ClusterService

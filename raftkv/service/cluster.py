@@ -43,6 +43,20 @@ class Cluster:
         self._node = node
         self._gate = gate
 
+    @property
+    def cluster_id(self) -> ClusterId:
+        """The cluster's id."""
+        return self._cluster_id
+
+    def own(self) -> NodeStatus:
+        """Describe this node."""
+        return self._node.status()
+
+    def members(self) -> list[tuple[Member, str | None]]:
+        """Return every member with its client URL."""
+        ordered = sorted(self._members, key=lambda member: member.name)
+        return [(member, self._node.client_url(member.name)) for member in ordered]
+
     async def describe(self) -> ClusterStatus:
         """Ask every member for its status; a member that does not answer has none."""
         statuses = await asyncio.gather(*(self._node.status_of(member.name) for member in self._members))

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from raftkv.errors import NotApplied
+from raftkv.operations import Lease
 from raftkv.ports import Clock
 from raftkv.service.compactor import Compactor
 from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import Proposer
 from raftkv.store.applier import Result
 from raftkv.store.commands import Command, Compact, RevokeLease
-from raftkv.store.lease import Lease, LeaseChange
+from raftkv.store.lease import LeaseChange
 from raftkv.types import Revision, Term
 
 _RETRY_SECONDS = 2.0

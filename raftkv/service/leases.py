@@ -11,20 +11,18 @@ import asyncio
 import heapq
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest, LeaseNotFound
-from raftkv.operations import Refused
+from raftkv.operations import MAX_LEASE_SECONDS, Lease, LeaseTime, Refused
 from raftkv.ports import Clock, Randomness
 from raftkv.service.proposer import Proposer
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
 from raftkv.store.applier import Result
 from raftkv.store.commands import Command, GrantLease, RevokeLease
-from raftkv.store.lease import Lease, LeaseChange
+from raftkv.store.lease import LeaseChange
 
-MAX_LEASE_SECONDS = 9_000_000_000
 _MAX_LEASE_ID = 2**63 - 1
 
 
@@ -100,21 +98,6 @@ class LeaseClock:
             heapq.heappush(self._queue, (deadline, lease_id))
         # A later deadline is found when the earlier one comes up.
         self._deadlines[lease_id] = deadline
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseTime:
-    """What is left of a lease.
-
-    Attributes:
-        granted_seconds: For how long it was granted.
-        remaining_seconds: What is left, rounded down.
-        keys: Its keys, when they were asked for.
-    """
-
-    granted_seconds: int
-    remaining_seconds: int
-    keys: tuple[bytes, ...]
 
 
 class LeaseStore(Protocol):

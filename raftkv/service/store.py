@@ -30,6 +30,11 @@ class History(Protocol):
         """The store's revision."""
         ...
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the data takes."""
+        ...
+
     def range(self, query: RangeQuery) -> RangeResult | Refused:
         """Read the keys of a span."""
         ...
@@ -57,6 +62,11 @@ class Store:
     def revision(self) -> Revision:
         """The local store's revision."""
         return self._history.revision
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the local store's data takes."""
+        return self._history.used_bytes
 
     async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
         """Read the keys of a span."""

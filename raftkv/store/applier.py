@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raftkv.operations import Event, RefusalKind, Refused, TransactionResult
+from raftkv.operations import Event, Lease, RefusalKind, Refused, TransactionResult
 from raftkv.store.backend import WriteTransaction
 from raftkv.store.commands import (
     Command,
@@ -17,7 +17,7 @@ from raftkv.store.commands import (
     Transact,
     decode_commands,
 )
-from raftkv.store.lease import Lease, LeaseChange, LeaseWriter
+from raftkv.store.lease import LeaseChange, LeaseWriter
 from raftkv.store.mvcc import HistoryWriter
 from raftkv.store.txn import TransactionApplier
 from raftkv.types import Condition, ConditionFailed, KeyValue, Revision, Written

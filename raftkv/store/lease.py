@@ -8,24 +8,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from raftkv.operations import Lease
 from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
 from raftkv.store.mvcc import digest_of
 
 _ID = struct.Struct(">Q")
 _SECONDS = struct.Struct(">Q")
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease.
-
-    Attributes:
-        id: Its number, from 1.
-        seconds: Time for which it was granted, and is again with each keep-alive.
-    """
-
-    id: int
-    seconds: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from raftkv.errors import CorruptData, ForeignData, InvariantViolated
 from raftkv.operations import (
     Event,
     KeySpan,
+    Lease,
     RangeQuery,
     RangeResult,
     Refused,
@@ -24,7 +25,7 @@ from raftkv.operations import (
 )
 from raftkv.store.applier import CommandApplier, Result
 from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
-from raftkv.store.lease import Lease, LeaseChange, all_leases, attached_keys, find_lease
+from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.store.mvcc import HistoryReader, decode_current, place_of, purge
 from raftkv.store.txn import Refusal, check_revision, evaluate

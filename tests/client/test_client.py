@@ -13,6 +13,7 @@ from raftkv.client.targets import key_path, parse_endpoints
 from raftkv.http import FrontEnd
 from raftkv.types import Condition, Consistency, NodeId, Revision
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
+from tests.http.http_store import services_of
 
 
 class Server:
@@ -21,7 +22,7 @@ class Server:
     def __init__(self) -> None:
         self.kv = FakeKeyValueService()
         self.cluster = FakeClusterService()
-        self.front_end = FrontEnd(self.kv, self.cluster)
+        self.front_end = FrontEnd(services_of(self.kv, self.cluster))
 
     async def start(self) -> str:
         host, port = await self.front_end.start("127.0.0.1", 0)

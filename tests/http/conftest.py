@@ -7,6 +7,7 @@ import pytest
 from raftkv.http import FrontEnd
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
 from tests.http.http_raw import Raw
+from tests.http.http_store import services_of
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def cluster() -> FakeClusterService:
 
 @pytest.fixture
 async def address(kv, cluster) -> AsyncIterator[tuple[str, int]]:
-    front_end = FrontEnd(kv, cluster)
+    front_end = FrontEnd(services_of(kv, cluster))
     yield await front_end.start("127.0.0.1", 0)
     kv.gate.set()
     await front_end.stop(1)

@@ -19,6 +19,7 @@ from raftkv.types import (
     Index,
     KeyRange,
     KeyValue,
+    Member,
     NodeId,
     NodeStatus,
     Revision,
@@ -112,8 +113,13 @@ class FakeClusterService:
     def __init__(self) -> None:
         self.checks = [HealthCheck("store", True, "it is sound"), HealthCheck("leader", True, "n1 leads")]
 
-    async def describe(self) -> ClusterStatus:
-        status = NodeStatus(
+    cluster_id = ClusterId("0123456789abcdef")
+
+    def members(self):
+        return [(Member(NodeId("n1"), "127.0.0.1:2380"), "http://127.0.0.1:2379"), (Member(NodeId("n2"), "h:1"), None)]
+
+    def own(self) -> NodeStatus:
+        return NodeStatus(
             name=NodeId("n1"),
             role=Role.LEADER,
             term=Term(3),
@@ -126,6 +132,9 @@ class FakeClusterService:
             peer_address="127.0.0.1:2380",
             version="0.1.0",
         )
+
+    async def describe(self) -> ClusterStatus:
+        status = self.own()
         members = (
             MemberStatus(NodeId("n1"), "127.0.0.1:2380", status),
             MemberStatus(NodeId("n2"), "127.0.0.1:2390", None),

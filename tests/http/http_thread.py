@@ -7,6 +7,7 @@ import threading
 
 from raftkv.http import FrontEnd
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
+from tests.http.http_store import services_of
 
 
 class ServerThread:
@@ -18,7 +19,7 @@ class ServerThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._front_end = FrontEnd(self.kv, self.cluster)
+        self._front_end = FrontEnd(services_of(self.kv, self.cluster))
         host, port = self._run(self._front_end.start("127.0.0.1", 0))
         self.url = f"http://{host}:{port}"
 

@@ -14,6 +14,7 @@ from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.types import MAX_VALUE_BYTES
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
 from tests.http.http_raw import Raw
+from tests.http.http_store import services_of
 
 
 async def test_the_largest_value_arrives_whole_and_one_byte_more_is_refused(client, kv):
@@ -141,7 +142,7 @@ async def test_an_unknown_expectation_is_refused(client):
 async def impatient():
     """A front-end that waits a tenth of a second for a header or a body."""
     kv = FakeKeyValueService()
-    front_end = FrontEnd(kv, FakeClusterService(), FrontEndSettings(request_timeout_seconds=0.1))
+    front_end = FrontEnd(services_of(kv, FakeClusterService()), FrontEndSettings(request_timeout_seconds=0.1))
     yield kv, await front_end.start("127.0.0.1", 0)
     await front_end.stop(1)
 
@@ -166,7 +167,7 @@ async def test_a_body_that_does_not_come_is_given_up(impatient):
 
 async def test_a_stop_finishes_what_is_under_way_and_closes_what_is_idle():
     kv = FakeKeyValueService()
-    front_end = FrontEnd(kv, FakeClusterService())
+    front_end = FrontEnd(services_of(kv, FakeClusterService()))
     address = await front_end.start("127.0.0.1", 0)
     async with Raw(address) as idle, Raw(address) as busy:
         assert (await idle.ask("GET", "/livez")).status == 200
@@ -186,7 +187,7 @@ async def test_a_stop_finishes_what_is_under_way_and_closes_what_is_idle():
 
 async def test_a_stop_cuts_what_takes_too_long():
     kv = FakeKeyValueService()
-    front_end = FrontEnd(kv, FakeClusterService())
+    front_end = FrontEnd(services_of(kv, FakeClusterService()))
     async with Raw(await front_end.start("127.0.0.1", 0)) as busy:
         kv.gate.clear()
         await busy.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\n\r\nx")
@@ -199,7 +200,7 @@ async def test_a_stop_cuts_what_takes_too_long():
 
 async def test_an_address_in_use_is_named(address):
     with pytest.raises(ConfigurationError, match=f"127.0.0.1:{address[1]}"):
-        await FrontEnd(FakeKeyValueService(), FakeClusterService()).start("127.0.0.1", address[1])
+        await FrontEnd(services_of(FakeKeyValueService(), FakeClusterService())).start("127.0.0.1", address[1])
 
 
 def test_times_must_be_positive():
@@ -224,7 +225,7 @@ REQUESTS = st.one_of(
 @given(data=REQUESTS)
 def test_no_bytes_get_a_traceback_or_a_server_error(data):
     async def run() -> None:
-        front_end = FrontEnd(FakeKeyValueService(), FakeClusterService())
+        front_end = FrontEnd(services_of(FakeKeyValueService(), FakeClusterService()))
         async with Raw(await front_end.start("127.0.0.1", 0)) as client:
             await client.send(data)
             client.writer.write_eof()

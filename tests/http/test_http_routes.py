@@ -11,6 +11,7 @@ from raftkv.errors import ConfigurationError
 from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.service.api import HealthCheck
 from tests.http.http_raw import Raw
+from tests.http.http_store import services_of
 
 KEY_METHODS = "DELETE, GET, HEAD, OPTIONS, PUT"
 READ_METHODS = "GET, HEAD, OPTIONS"
@@ -44,7 +45,7 @@ async def test_a_wrong_method_is_405_with_allow(client, target, allow, method):
 
 
 async def test_options(client):
-    for target, allow in (("/v1/kv/a", KEY_METHODS), ("/version", READ_METHODS), ("*", KEY_METHODS)):
+    for target, allow in (("/v1/kv/a", KEY_METHODS), ("/version", READ_METHODS), ("*", "DELETE, GET, HEAD, OPTIONS, POST, PUT")):
         answer = await client.ask("OPTIONS", target)
         assert (answer.status, answer.headers["allow"]) == (204, allow)
     assert (await client.ask("OPTIONS", "/none")).status == 404
@@ -88,7 +89,12 @@ async def test_cluster(client):
 
 
 async def test_version(client):
-    assert (await client.ask("GET", "/version")).json() == {"raftkv": raftkv.__version__, "api": "v1"}
+    assert (await client.ask("GET", "/version")).json() == {
+        "raftkv": raftkv.__version__,
+        "api": "v1",
+        "etcdserver": "3.4.23",
+        "etcdcluster": "3.4.23",
+    }
     assert (await client.ask("GET", "/version?x=1")).problem() == "invalid-query"
 
 
@@ -143,7 +149,7 @@ async def test_excluded_checks_do_not_count_and_a_stranger_is_told(client, clust
 
 @pytest.mark.parametrize("enabled", [True, False])
 async def test_the_access_log_is_off_unless_asked_for(kv, cluster, caplog, enabled):
-    front_end = FrontEnd(kv, cluster, FrontEndSettings(access_log=enabled))
+    front_end = FrontEnd(services_of(kv, cluster), FrontEndSettings(access_log=enabled))
     with caplog.at_level(logging.DEBUG):
         async with Raw(await front_end.start("127.0.0.1", 0)) as client:
             await client.ask("GET", "/v1/kv/some-key")
@@ -154,7 +160,7 @@ async def test_the_access_log_is_off_unless_asked_for(kv, cluster, caplog, enabl
 
 
 async def test_a_port_in_use_and_a_bad_host_are_named(kv, cluster, address):
-    second = FrontEnd(kv, cluster)
+    second = FrontEnd(services_of(kv, cluster))
     with pytest.raises(ConfigurationError, match=f"127.0.0.1:{address[1]}"):
         await second.start(*address)
     with pytest.raises(ConfigurationError, match="70000"):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from raftkv.config import Retention
 from raftkv.errors import InvalidRequest, LeaseExists, LeaseNotFound, NotLeader
-from raftkv.operations import RefusalKind, Refused
+from raftkv.operations import MAX_LEASE_SECONDS, Lease, RefusalKind, Refused
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
-from raftkv.service.leases import MAX_LEASE_SECONDS, LeaseClock, Leases
+from raftkv.service.leases import LeaseClock, Leases
 from raftkv.store.applier import Granted
 from raftkv.store.commands import Compact, GrantLease, RevokeLease
-from raftkv.store.lease import Lease, LeaseChange
+from raftkv.store.lease import LeaseChange
 from raftkv.types import NodeId, Revision, Term, Written
 
 

@@ -20,6 +20,7 @@ from raftkv.operations import (
     Event,
     EventKind,
     KeySpan,
+    Lease,
     PutOperation,
     PutResult,
     RangeQuery,
@@ -45,7 +46,6 @@ from raftkv.store.commands import (
     encode_commands,
     encoded_size_hint,
 )
-from raftkv.store.lease import Lease
 from raftkv.store.lmdb_backend import LmdbBackend
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend

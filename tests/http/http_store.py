@@ -1,0 +1,76 @@
+"""A real store and real services over a log that applies at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from raftkv.config import Retention
+from raftkv.service.api import NodeServices
+from raftkv.service.compactor import Compactor
+from raftkv.service.duties import LeaderDuties
+from raftkv.service.leases import LeaseClock, Leases
+from raftkv.service.store import Store
+from raftkv.store.commands import encode_commands
+from raftkv.store.machine import CommittedEntry, Machine
+from raftkv.store.memory_backend import MemoryBackend
+from raftkv.types import ClusterId, Index, Term
+from tests.simulation.disk import VirtualDisk
+
+CLUSTER = ClusterId("0123456789abcdef")
+
+
+class Clock:
+    time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+class Randomness:
+    def __init__(self) -> None:
+        self.last = 0
+
+    def token(self) -> str:
+        self.last += 1
+        return f"{self.last:016x}"
+
+
+class InstantLog:
+    """One node's store, with a proposer and a read gate that need nobody else.
+
+    Attributes:
+        refusal: What every write, and what only the leader answers, raises, when set.
+    """
+
+    def __init__(self) -> None:
+        self.machine = Machine(MemoryBackend(VirtualDisk().root), CLUSTER)
+        self.clock = Clock()
+        self.refusal: Exception | None = None
+        timer = LeaseClock(1.0)
+        self.duties = LeaderDuties(
+            self.machine, self, self.clock, timer, Compactor(Retention()), lambda: None if self.refusal else Term(1)
+        )
+        self.store = Store(self.machine, self, self)
+        self.leases = Leases(self.machine, self, self, timer, self.clock, Randomness(), 2, self.require_leader)
+        self.duties.tick()
+
+    async def wait(self) -> None:
+        return None
+
+    def require_leader(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    def submit(self, command):
+        self.require_leader()
+        entry = CommittedEntry(Index(self.machine.applied_index + 1), Term(1), encode_commands([command]))
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(self.machine.apply([entry])[0][0])
+        asyncio.get_running_loop().call_soon(self.duties.tick)
+        return future
+
+
+def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
+    """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
+    log = log or InstantLog()
+    return NodeServices(kv, log.store, log.leases, cluster)
