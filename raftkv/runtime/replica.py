@@ -361,6 +361,8 @@ class Replica:
         entries = [CommittedEntry(entry.index, entry.term, entry.payload) for entry in committed]
         for entry, results in zip(committed, self._machine.apply(entries), strict=True):
             self.proposer.applied(entry.index, entry.term, results)
+        assert self._duties is not None
+        self._duties.applied()
         self._machine.take_events()
         self._machine.purge()
 

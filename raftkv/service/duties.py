@@ -43,7 +43,7 @@ class DutiesStore(Protocol):
 
 
 class LeaderDuties:
-    """Called with every tick of a node's time; does something at the leader alone.
+    """Called with every tick of a node's time and after every apply; does something at the leader alone.
 
     Args:
         store: The local store.
@@ -72,8 +72,8 @@ class LeaderDuties:
         self._term: Term | None = None
         self._compacting_since = float("-inf")
 
-    def tick(self) -> None:
-        """Do what is due."""
+    def applied(self) -> None:
+        """Take note of leases that were just granted or removed."""
         now = self._clock.now()
         changes = self._store.take_lease_changes()
         term = self._leading()
@@ -85,8 +85,13 @@ class LeaderDuties:
         elif term is not None:
             for change in changes:
                 self._timer.change(change, now)
-        if term is None:
+
+    def tick(self) -> None:
+        """Do what is due."""
+        self.applied()
+        if self._term is None:
             return
+        now = self._clock.now()
         for lease_id in self._timer.take_expired(now, _RETRY_SECONDS):
             self._propose(RevokeLease(lease_id))
         if now - self._compacting_since >= _RETRY_SECONDS:

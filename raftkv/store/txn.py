@@ -123,7 +123,9 @@ class TransactionApplier:
         """Carry a transaction out, or nothing of it."""
         branch = _choose(transaction, self._history)
         try:
-            _for_each(branch, self._check)
+            # In this order, since only the first fault is told.
+            _for_each(branch, self._check_put)
+            _for_each(branch, self._check_range)
         except Refusal as refusal:
             return refusal.refused
         self._history.begin_change()
@@ -146,14 +148,16 @@ class TransactionApplier:
             self._history.delete(item.key)
             self._leases.move(item.key, item.lease, 0)
 
-    def _check(self, step: Operation) -> None:
+    def _check_range(self, step: Operation) -> None:
         if isinstance(step, RangeQuery):
             check_revision(step.revision, self._history.revision, self._compacted)
-        elif isinstance(step, PutOperation):
-            if step.lease and not self._leases.exists(step.lease):
-                raise Refusal(RefusalKind.LEASE_NOT_FOUND, f"lease {step.lease} does not exist")
+
+    def _check_put(self, step: Operation) -> None:
+        if isinstance(step, PutOperation):
             if (step.value is None or step.lease is None) and self._history.get(step.key) is None:
                 raise Refusal(RefusalKind.KEY_NOT_FOUND, "a key whose value or lease is to be kept does not exist")
+            if step.lease and not self._leases.exists(step.lease):
+                raise Refusal(RefusalKind.LEASE_NOT_FOUND, f"lease {step.lease} does not exist")
 
     def _execute(self, branch: _Branch) -> TransactionResult:
         results: list[OperationResult] = []

@@ -66,7 +66,7 @@ class InstantLog:
         entry = CommittedEntry(Index(self.machine.applied_index + 1), Term(1), encode_commands([command]))
         future = asyncio.get_running_loop().create_future()
         future.set_result(self.machine.apply([entry])[0][0])
-        asyncio.get_running_loop().call_soon(self.duties.tick)
+        self.duties.applied()
         return future
 
 

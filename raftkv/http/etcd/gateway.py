@@ -90,7 +90,7 @@ class Gateway:
     async def _answer(self, call: Call) -> web.Response:
         unary = self._unary.get(call.tail)
         if unary is None:
-            raise GatewayError(Code.NOT_FOUND, "Not Found")
+            return web.Response(status=404, text="Not Found\n", headers={hdrs.SERVER: "raftkv"})
         try:
             body = await read_body(call.request, _MAX_BODY_BYTES, self._body_timeout_seconds)
         except ProblemError as problem:

@@ -171,18 +171,23 @@ def _check_duplicates(transaction: Transaction) -> None:
 
 
 def _changes(operations: Sequence[Operation]) -> tuple[set[bytes], list[KeySpan]]:
-    """Return what operations put and delete, refusing what is put twice or put and deleted."""
+    """Return what operations put and delete, refusing what etcd refuses and in its order.
+
+    Puts of both branches of one nested transaction may meet, since only one is taken. A put of a nested transaction is
+    not compared with the deletes of a later one.
+    """
     puts: set[bytes] = set()
-    deletes = [operation.span for operation in operations if isinstance(operation, DeleteOperation)]
+    # etcd does not see that a delete of everything from a key on meets a put, and clients may have come to rely on it.
+    spans = [operation.span for operation in operations if isinstance(operation, DeleteOperation)]
+    deletes = [span for span in spans if span.end is not None]
     for operation in operations:
         if isinstance(operation, Transaction):
-            nested = [_changes(branch) for branch in (operation.success, operation.failure)]
-            for nested_puts, nested_deletes in nested:
-                if puts & nested_puts or _any_within(puts, nested_deletes) or _any_within(nested_puts, deletes):
-                    raise _duplicate()
-            for nested_puts, nested_deletes in nested:
-                puts |= nested_puts
-                deletes += nested_deletes
+            then_puts, then_deletes = _changes(operation.success)
+            else_puts, else_deletes = _changes(operation.failure)
+            if puts & (then_puts | else_puts) or _any_within(then_puts | else_puts, deletes):
+                raise _duplicate()
+            puts |= then_puts | else_puts
+            deletes += then_deletes + else_deletes
     for operation in operations:
         if isinstance(operation, PutOperation):
             if operation.key in puts or _any_within({operation.key}, deletes):

@@ -1,0 +1,1 @@
+"""etcd's JSON gateway: against etcd itself, and with clients that others wrote."""
