@@ -154,6 +154,7 @@ class Node:
                     math.ceil(1.5 * config.timing.election_timeout_ms / 1000),
                     replica.require_leader,
                 ),
+                watches=replica.watches,
                 cluster=Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
             ),
             FrontEndSettings(),

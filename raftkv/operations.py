@@ -258,6 +258,32 @@ class Event:
     item: KeyValue
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What to watch.
+
+    Attributes:
+        span: The keys.
+        start: First revision to see, 0 for what comes from now on.
+        ignored: Kinds of events to leave out.
+        wants_previous: Whether each event comes with the key as it was before.
+    """
+
+    span: KeySpan
+    start: int = 0
+    ignored: frozenset[EventKind] = frozenset()
+    wants_previous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedEvent:
+    """An event, with the key as it was before when that is wanted and known."""
+
+    revision: int
+    event: Event
+    previous: KeyValue | None
+
+
 MAX_LEASE_SECONDS = 9_000_000_000
 """The longest time of a lease, etcd's."""
 

@@ -49,7 +49,15 @@ class Connection(web.RequestHandler):
         options: Further options of ``web.RequestHandler``.
     """
 
-    __slots__ = ("_draining", "_half_closed", "_header_timeout_seconds", "_header_timer", "_payload")
+    __slots__ = (
+        "_draining",
+        "_half_closed",
+        "_header_timeout_seconds",
+        "_header_timer",
+        "_lost",
+        "_payload",
+        "_streaming",
+    )
 
     def __init__(
         self, server: Server, header_timeout_seconds: float, loop: asyncio.AbstractEventLoop, **options: Any
@@ -60,6 +68,15 @@ class Connection(web.RequestHandler):
         self._payload: StreamReader | None = None
         self._half_closed = False
         self._draining = False
+        self._streaming = False
+        self._lost = asyncio.Event()
+
+    async def stream_until_lost(self) -> None:
+        """Return when the client is gone; from the call on, a client that closes its side counts as gone."""
+        self._streaming = True
+        if self._half_closed:
+            return
+        await self._lost.wait()
 
     def begin(self, payload: StreamReader) -> None:
         """Note the body of the request that is being handled from now on."""
@@ -96,12 +113,16 @@ class Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads it; aiohttp happens to return None
         """Keep the sending side open while a request is under way, so that its answer is told."""
         self._half_closed = True
+        if self._streaming:
+            self._lost.set()
+            return False
         self._fail_unfinished_bodies(truncated())
         return bool(self._messages) or self._waiter is None or self._waiter.done()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Release what belongs to the connection."""
         self._stop_header_timer()
+        self._lost.set()
         super().connection_lost(exc)
 
     async def finish_response(

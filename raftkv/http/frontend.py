@@ -15,7 +15,7 @@ from raftkv.http.etcd.gateway import PREFIXES
 from raftkv.http.health import HealthApi
 from raftkv.http.native import NativeApi
 from raftkv.http.problems import problem_of
-from raftkv.http.routing import Router, options_response
+from raftkv.http.routing import Methods, Router, options_response
 from raftkv.http.target import origin_form
 from raftkv.service.api import NodeServices
 
@@ -101,11 +101,12 @@ class FrontEnd:
         if self._listener is None or self._server is None:
             return
         self._listener.close()
+        self._gateway.end_streams()
         await self._server.drain(grace_seconds)
         await self._gateway.close()
         self._listener = self._server = None
 
-    async def _handle(self, request: web.BaseRequest) -> web.Response:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, whatever happens: every error becomes a problem document here."""
         target = request.raw_path
         if self._stopping:
@@ -130,7 +131,7 @@ def _routes(services: NodeServices, gateway: Gateway, settings: FrontEndSettings
         "/readyz": {"GET": health.ready, "HEAD": health.ready},
         "/version": {"GET": about.version, "HEAD": about.version},
     }
-    below = {
+    below: dict[str, Methods] = {
         "/v1/kv/": {"PUT": native.put, "GET": native.get, "HEAD": native.get, "DELETE": native.delete},
         "/livez/": {"GET": health.live, "HEAD": health.live},
         "/readyz/": {"GET": health.ready, "HEAD": health.ready},

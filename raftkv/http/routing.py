@@ -25,7 +25,7 @@ class Call:
     query: str
 
 
-Handler = Callable[[Call], Awaitable[web.Response]]
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 Methods = Mapping[str, Handler]
 
 
@@ -41,7 +41,7 @@ class Router:
         self._exact = exact
         self._below = tuple(below.items())
 
-    async def dispatch(self, request: web.BaseRequest, target: str) -> web.Response:
+    async def dispatch(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
         """Answer a request.
 
         Args:

@@ -24,6 +24,7 @@ from raftkv.runtime.transport import Transport
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.proposer import Proposer, ProposerLimits
 from raftkv.service.reads import ReadGate
+from raftkv.service.watches import WatchHub
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.types import MAX_ENTRY_BYTES, Index, Member, NodeId, NodeStatus, Revision, Role, Term
 
@@ -105,6 +106,7 @@ class Replica:
         self._status_waiters: dict[int, asyncio.Future[NodeStatus]] = {}
         self._last_status_request = 0
         self.proposer = Proposer(core, clock, settings.proposer, self.refusal, self.wake)
+        self.watches = WatchHub(machine)
         self.gate = ReadGate(core, clock, settings.read_timeout_seconds, lambda: core.leader is not None, self.wake)
 
     def start(
@@ -145,6 +147,7 @@ class Replica:
             self._timer.cancel()
         self.proposer.stop()
         self.gate.stop()
+        self.watches.stop()
         for waiter in self._status_waiters.values():
             waiter.cancel()
 
@@ -269,6 +272,7 @@ class Replica:
         """The store was replaced by a snapshot that reaches up to an index."""
         self.proposer.skipped_to(index)
         self.gate.applied(index)
+        self.watches.skipped()
         self.wake()
 
     def send(self, peer: NodeId, message: Message) -> bool:
@@ -363,7 +367,7 @@ class Replica:
             self.proposer.applied(entry.index, entry.term, results)
         assert self._duties is not None
         self._duties.applied()
-        self._machine.take_events()
+        self.watches.applied(self._machine.take_events())
         self._machine.purge()
 
     def _check_disk(self) -> None:

@@ -15,6 +15,8 @@ from raftkv.operations import (
     RangeResult,
     Transaction,
     TransactionResult,
+    Watch,
+    WatchedEvent,
 )
 from raftkv.types import (
     ClusterId,
@@ -132,6 +134,11 @@ class StoreService(Protocol):
         ...
 
     @property
+    def compacted_revision(self) -> Revision:
+        """History below this revision is gone."""
+        ...
+
+    @property
     def used_bytes(self) -> int:
         """Bytes that the local store's data takes."""
         ...
@@ -180,6 +187,32 @@ class LeaseService(Protocol):
         ...
 
 
+class WatcherHandle(Protocol):
+    """One watch under way."""
+
+    @property
+    def position(self) -> int:
+        """The first revision that it has not seen."""
+        ...
+
+    async def next(self) -> Sequence[WatchedEvent]:
+        """Wait for the next events: whole revisions, at least one event.
+
+        Raises:
+            RevisionCompacted: What comes next was compacted.
+            ShuttingDown: The node is stopping.
+        """
+        ...
+
+
+class WatchService(Protocol):
+    """Watches of this node's store."""
+
+    def open(self, watch: Watch) -> WatcherHandle:
+        """Begin to watch."""
+        ...
+
+
 class ClusterService(Protocol):
     """The cluster and this node's health."""
 
@@ -217,10 +250,12 @@ class NodeServices:
         kv: Single keys.
         store: Ranges, transactions and compaction.
         leases: Leases.
+        watches: Watches.
         cluster: Members and health.
     """
 
     kv: KeyValueService
     store: StoreService
     leases: LeaseService
+    watches: WatchService
     cluster: ClusterService

@@ -31,6 +31,11 @@ class History(Protocol):
         ...
 
     @property
+    def compacted_revision(self) -> Revision:
+        """The compacted revision."""
+        ...
+
+    @property
     def used_bytes(self) -> int:
         """Bytes that the data takes."""
         ...
@@ -62,6 +67,11 @@ class Store:
     def revision(self) -> Revision:
         """The local store's revision."""
         return self._history.revision
+
+    @property
+    def compacted_revision(self) -> Revision:
+        """History below this revision is gone."""
+        return self._history.compacted_revision
 
     @property
     def used_bytes(self) -> int:

@@ -48,6 +48,8 @@ _PURGED = b"purged"
 _STATE_FIELDS = struct.Struct("<QQQQ")
 """Applied index, applied term, revision, compacted revision."""
 
+_EVENTS_BYTES = 4_194_304
+
 _PURGE_EVENTS = 256
 """Events that one purge looks at: a few milliseconds of the event loop."""
 
@@ -233,13 +235,18 @@ class Machine:
                 return refusal.refused
 
     def events(self, first: int, last: int, limit: int) -> list[tuple[int, Event]]:
-        """Return changes from a revision on and up to another: whole revisions, until there are ``limit`` events."""
+        """Return changes from a revision on and up to another: whole revisions, until there are ``limit`` events.
+
+        A few megabytes of values end it too.
+        """
         found: list[tuple[int, Event]] = []
+        size = 0
         with self._backend.read() as view:
             for revision, event in HistoryReader(view, self.revision).events(first, last):
-                if len(found) >= limit and revision != found[-1][0]:
+                if (len(found) >= limit or size >= _EVENTS_BYTES) and revision != found[-1][0]:
                     break
                 found.append((revision, event))
+                size += len(event.item.value)
         return found
 
     def get_at(self, key: bytes, revision: int) -> KeyValue | None:

@@ -10,6 +10,7 @@ from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.leases import LeaseClock, Leases
 from raftkv.service.store import Store
+from raftkv.service.watches import WatchHub
 from raftkv.store.commands import encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
@@ -52,6 +53,7 @@ class InstantLog:
         )
         self.store = Store(self.machine, self, self)
         self.leases = Leases(self.machine, self, self, timer, self.clock, Randomness(), 2, self.require_leader)
+        self.watches = WatchHub(self.machine)
         self.duties.tick()
 
     async def wait(self) -> None:
@@ -67,10 +69,11 @@ class InstantLog:
         future = asyncio.get_running_loop().create_future()
         future.set_result(self.machine.apply([entry])[0][0])
         self.duties.applied()
+        self.watches.applied(self.machine.take_events())
         return future
 
 
 def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
     """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
     log = log or InstantLog()
-    return NodeServices(kv, log.store, log.leases, cluster)
+    return NodeServices(kv, log.store, log.leases, log.watches, cluster)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import aiohttp
+import orjson
 from aiohttp import hdrs, web
 
 from raftkv.errors import NotLeader
@@ -32,21 +35,43 @@ class Forwarder:
         Raises:
             GatewayError: The leader is unknown, has changed, or does not answer.
         """
-        if leader.leader_url is None:
-            raise GatewayError(Code.UNAVAILABLE, NO_LEADER)
-        if FORWARDED in request.headers:
-            raise GatewayError(Code.UNAVAILABLE, LEADER_CHANGED)
+        url = _leader_url(request, leader)
         session = self._open()
         try:
-            async with session.post(
-                leader.leader_url.rstrip("/") + path, data=body, headers={FORWARDED: "1"}, allow_redirects=False
-            ) as answer:
+            async with session.post(url + path, data=body, headers={FORWARDED: "1"}, allow_redirects=False) as answer:
                 headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "raftkv"}
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)
         except aiohttp.ClientConnectorError:
             raise GatewayError(Code.UNAVAILABLE, LEADER_CHANGED) from None
         except (TimeoutError, aiohttp.ClientError, ConnectionError):
             raise GatewayError(Code.UNAVAILABLE, TIMED_OUT) from None
+
+    async def ask_stream(
+        self, request: web.BaseRequest, path: str, message: dict[str, Any], leader: NotLeader
+    ) -> dict[str, Any]:
+        """Return the first result of a stream of the leader's.
+
+        Args:
+            request: The request that needs it.
+            path: Path of the stream.
+            message: What to send.
+            leader: Who leads.
+
+        Raises:
+            GatewayError: The leader is unknown, has changed, does not answer, or answers with an error.
+        """
+        url = _leader_url(request, leader)
+        try:
+            async with self._open().post(
+                url + path, data=orjson.dumps(message), headers={FORWARDED: "1"}, allow_redirects=False
+            ) as answer:
+                document = orjson.loads(await answer.content.readline())
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, orjson.JSONDecodeError):
+            raise GatewayError(Code.UNAVAILABLE, LEADER_CHANGED) from None
+        if "error" in document:
+            raise GatewayError(Code(document["error"]["grpc_code"]), document["error"]["message"])
+        result: dict[str, Any] = document["result"]
+        return result
 
     async def close(self) -> None:
         """Close the connections to leaders."""
@@ -60,3 +85,11 @@ class Forwarder:
                 connector=aiohttp.TCPConnector(limit=0), timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()
             )
         return self._session
+
+
+def _leader_url(request: web.BaseRequest, leader: NotLeader) -> str:
+    if leader.leader_url is None:
+        raise GatewayError(Code.UNAVAILABLE, NO_LEADER)
+    if FORWARDED in request.headers:
+        raise GatewayError(Code.UNAVAILABLE, LEADER_CHANGED)
+    return leader.leader_url.rstrip("/")

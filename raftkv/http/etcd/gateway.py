@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
 
-from raftkv.errors import LeaseNotFound, NotLeader
+from raftkv.errors import LeaseNotFound, NotLeader, ShuttingDown
 from raftkv.http.body import read_body
+from raftkv.http.connection import Connection
 from raftkv.http.etcd.errors import REQUEST_TOO_LARGE, Code, GatewayError, gateway_error_of, invalid
 from raftkv.http.etcd.fields import Fields, parse_message
 from raftkv.http.etcd.forward import Forwarder
@@ -25,6 +28,8 @@ from raftkv.http.etcd.messages import (
     range_json,
     transaction_json,
 )
+from raftkv.http.etcd.stream import Stream
+from raftkv.http.etcd.watch import WatchStream
 from raftkv.http.problems import VALUE_TOO_LARGE, ProblemError
 from raftkv.http.routing import Call
 from raftkv.operations import MAX_LEASE_SECONDS, DeleteResult, Transaction
@@ -56,6 +61,7 @@ class Gateway:
     def __init__(self, services: NodeServices, body_timeout_seconds: float) -> None:
         self._store = services.store
         self._leases = services.leases
+        self._watches = services.watches
         self._cluster = services.cluster
         self._body_timeout_seconds = body_timeout_seconds
         self._forwarder = Forwarder()
@@ -75,17 +81,71 @@ class Gateway:
             "cluster/member/list": self._list_members,
             "maintenance/status": self._status,
         }
+        self._streams: Mapping[str, Callable[[Stream], Awaitable[None]]] = {
+            "watch": self._watch,
+            "lease/keepalive": self._keep_alive,
+        }
+        self._ending = asyncio.Event()
 
     async def close(self) -> None:
         """Release what requests to the leader need."""
         await self._forwarder.close()
 
-    async def post(self, call: Call) -> web.Response:
-        """``POST /v3/…``: one message in, one out; what only the leader can answer is sent on to it."""
+    def end_streams(self) -> None:
+        """End every stream with an error that makes its client go to another node."""
+        self._ending.set()
+
+    async def post(self, call: Call) -> web.StreamResponse:
+        """``POST /v3/…``: one message in and one out, or a stream of both."""
+        streamed = self._streams.get(call.tail)
+        if streamed is not None:
+            return await self._serve_stream(call, streamed)
         try:
             return await self._answer(call)
         except Exception as error:  # noqa: BLE001 - the boundary: every error becomes one of etcd's
             return gateway_error_of(error).response()
+
+    async def _serve_stream(self, call: Call, serve: Callable[[Stream], Awaitable[None]]) -> web.StreamResponse:
+        stream = Stream(call.request)
+        await stream.begin()
+        connection = call.request.protocol
+        assert isinstance(connection, Connection)
+        serving = asyncio.ensure_future(serve(stream))
+        lost = asyncio.ensure_future(connection.stream_until_lost())
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait({serving, lost, ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (serving, lost, ending):
+                task.cancel()
+            await asyncio.gather(serving, lost, ending, return_exceptions=True)
+        error = None if serving.cancelled() else serving.exception()
+        if self._ending.is_set() and serving.cancelled():
+            error = ShuttingDown("the node is stopping")
+        if isinstance(error, Exception) and not isinstance(error, ConnectionError):
+            with suppress(ConnectionError):
+                await stream.fail(error)
+        return stream.response
+
+    async def _watch(self, stream: Stream) -> None:
+        header = lambda: self._header(self._store.revision)  # noqa: E731 - it is a value here
+        await WatchStream(stream, self._watches, self._store, header).run()
+
+    async def _keep_alive(self, stream: Stream) -> None:
+        async for message in stream.messages():
+            lease_id = message.integer("ID")
+            await stream.send(await self._renew(stream.request, lease_id))
+
+    async def _renew(self, request: web.BaseRequest, lease_id: int) -> Document:
+        document: Document = {"ID": str(lease_id)} if lease_id else {}
+        try:
+            document["TTL"] = str(await self._leases.keep_alive(lease_id))
+        except LeaseNotFound:
+            pass
+        except NotLeader as leader:
+            message = {"ID": str(lease_id)}
+            return await self._forwarder.ask_stream(request, "/v3/lease/keepalive", message, leader)
+        return self._with_header(document)
 
     async def _answer(self, call: Call) -> web.Response:
         unary = self._unary.get(call.tail)
