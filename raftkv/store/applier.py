@@ -91,7 +91,7 @@ class CommandApplier:
         return self._revoke(command)
 
     def _write(self, command: Put | Delete) -> Written | ConditionFailed | Refused:
-        before = self._history.get(command.key)
+        before = self._history.without_value(command.key)
         if command.condition is not None:
             mod_revision = 0 if before is None else before.mod_revision
             if not _holds(command.condition, mod_revision):

@@ -27,7 +27,7 @@ from raftkv.store.applier import CommandApplier, Result
 from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
-from raftkv.store.mvcc import HistoryReader, decode_current, place_of, purge
+from raftkv.store.mvcc import HistoryReader, place_of, purge
 from raftkv.store.txn import Refusal, check_revision, evaluate
 from raftkv.types import (
     ClusterId,
@@ -38,7 +38,7 @@ from raftkv.types import (
     Term,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _STATE = b"state"
 _FORMAT = b"format"
@@ -213,8 +213,7 @@ class Machine:
     def get(self, key: bytes) -> KeyValue | None:
         """Return a live key."""
         with self._backend.read() as view:
-            record = view.view(Space.CURRENT).get(key)
-        return None if record is None else decode_current(key, record)
+            return HistoryReader(view, self.revision).get(key)
 
     def range(self, query: RangeQuery) -> RangeResult | Refused:
         """Read the keys of a span."""
@@ -283,10 +282,10 @@ class Machine:
         size = 0
         with self._backend.read() as view:
             span = KeySpan.prefix(prefix)
-            for key, record in view.view(Space.CURRENT).scan(max(start, prefix), span.end):
+            reader = HistoryReader(view, self.revision)
+            for item in reader.scan(max(start, prefix), span.end, keys_only=keys_only):
                 if len(items) >= limit or size >= max_bytes:
-                    return KeyRange(tuple(items), self.revision, key)
-                item = decode_current(key, record, keys_only=keys_only)
+                    return KeyRange(tuple(items), self.revision, item.key)
                 items.append(item)
                 size += len(item.value)
         return KeyRange(tuple(items), self.revision, None)
@@ -308,6 +307,8 @@ class Machine:
                     digest.update(struct.pack("<QQ", len(key), len(record)))
                     digest.update(key)
                     digest.update(record)
+            for item in HistoryReader(view, self.revision).scan(b"", None, keys_only=False):
+                digest.update(item.value)
         return digest.hexdigest()
 
     def copy_to(self, path: str) -> StoreInfo:

@@ -1,9 +1,9 @@
 """Keys with their history: reads at any revision that is not compacted, and writes that remember what was.
 
-A change has a place: its revision, and its number within the revision. Three trees hold it. ``HISTORY`` has the events
-by place, for watches. ``VERSIONS`` has the places of each key, by a digest of the key, since keys may be longer than
-LMDB's. ``CURRENT`` has the live keys with their values, so that reads of the present need neither; ``GRAVES`` the
-deleted ones of which history is kept, so that reads of the past find them in order.
+A change has a place: its revision, and its number within the revision. Three trees know it. ``HISTORY`` has the events
+with their values, by place. ``VERSIONS`` has the places of each key, by a digest of the key, since keys may be longer
+than LMDB's. ``CURRENT`` has the live keys with all but their values, in order; ``GRAVES`` the deleted ones of which history
+is kept, so that reads of the past find them in order too.
 
 Compaction moves the compacted revision at once, and what is below is refused from then on. Removing what nobody can
 read any more (``purge``) is each node's own business and happens a little at a time.
@@ -22,8 +22,8 @@ from raftkv.operations import Event, EventKind, KeySpan, RangeQuery, RangeResult
 from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
 from raftkv.types import KeyValue, Revision
 
-RECORD_HEADER = struct.Struct("<QQQQ")
-"""Create revision, mod revision, version, lease; the value follows."""
+_RECORD = struct.Struct("<QQQQI")
+"""Create revision, mod revision, version, lease, number within the mod revision."""
 
 _EVENT_HEADER = struct.Struct("<BQQQI")
 """Deleted or not, create revision, version, lease, length of the key; key and value follow."""
@@ -52,13 +52,6 @@ def digest_of(key: bytes) -> bytes:
     return blake2b(key, digest_size=_DIGEST_BYTES).digest()
 
 
-def decode_current(key: bytes, record: bytes, *, keys_only: bool = False) -> KeyValue:
-    """Read a live key's record."""
-    create_revision, mod_revision, version, lease = RECORD_HEADER.unpack_from(record)
-    value = b"" if keys_only else record[RECORD_HEADER.size :]
-    return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)
-
-
 class HistoryReader:
     """Reads of one view.
 
@@ -71,17 +64,29 @@ class HistoryReader:
         self._view = view
         self._revision = revision
         self._current = view.view(Space.CURRENT)
+        self._events = view.view(Space.HISTORY)
 
     def get(self, key: bytes, at: int = 0) -> KeyValue | None:
         """Return a key as it was at a revision (0: as it is), None when it did not exist."""
         record = self._current.get(key)
         if record is not None:
-            item = decode_current(key, record)
-            if not at or item.mod_revision <= at:
-                return item
+            fields = _RECORD.unpack(record)
+            if not at or fields[1] <= at:
+                return self._complete(key, fields)
         elif not at or at >= self._revision:
             return None
         return self._version(key, at)
+
+    def without_value(self, key: bytes) -> KeyValue | None:
+        """Return a key as it is, but for its value."""
+        record = self._current.get(key)
+        return None if record is None else _bare(key, _RECORD.unpack(record))
+
+    def scan(self, start: bytes, end: bytes | None, *, keys_only: bool) -> Iterator[KeyValue]:
+        """Yield live keys from one on and before another, in order."""
+        for key, record in self._current.scan(start, end):
+            fields = _RECORD.unpack(record)
+            yield _bare(key, fields) if keys_only else self._complete(key, fields)
 
     def range(self, query: RangeQuery) -> RangeResult:
         """Read the keys of a span; the revision must be one that can be read."""
@@ -97,14 +102,13 @@ class HistoryReader:
     def events(self, first: int, last: int) -> Iterator[tuple[int, Event]]:
         """Yield (revision, event) from a revision on and up to another, in order."""
         end = _PLACE.pack(last + 1, 0)
-        for place, record in self._view.view(Space.HISTORY).scan(_PLACE.pack(first, 0), end):
+        for place, record in self._events.scan(_PLACE.pack(first, 0), end):
             revision = _PLACE.unpack(place)[0]
             yield revision, _decode_event(revision, record)
 
     def _scan(self, span: KeySpan, at: int, *, keys_only: bool) -> Iterator[KeyValue]:
         if not at or at >= self._revision:
-            for key, record in self._current.scan(span.start, span.end):
-                yield decode_current(key, record, keys_only=keys_only and not at)
+            yield from self.scan(span.start, span.end, keys_only=keys_only)
             return
         live = (key for key, _record in self._current.scan(span.start, span.end))
         dead = (key for key, _record in self._view.view(Space.GRAVES).scan(span.start, span.end))
@@ -119,10 +123,19 @@ class HistoryReader:
         if found is None or not found[0].startswith(digest):
             return None
         place = found[0][_DIGEST_BYTES:]
-        record = self._view.view(Space.HISTORY).get(place)
-        assert record is not None, "a version whose event is not there"
-        event = _decode_event(_PLACE.unpack(place)[0], record)
+        event = _decode_event(_PLACE.unpack(place)[0], self._event(place))
         return event.item if event.kind is EventKind.PUT else None
+
+    def _complete(self, key: bytes, fields: tuple[int, int, int, int, int]) -> KeyValue:
+        create_revision, mod_revision, version, lease, number = fields
+        event = self._event(_PLACE.pack(mod_revision, number))
+        value = event[_EVENT_HEADER.size + len(key) :]
+        return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)
+
+    def _event(self, place: bytes) -> bytes:
+        record = self._events.get(place)
+        assert record is not None, "a version whose event is not there"
+        return record
 
 
 class HistoryWriter(HistoryReader):
@@ -163,12 +176,12 @@ class HistoryWriter(HistoryReader):
             key: The key.
             value: Its new value.
             lease: Its new lease, 0 for none.
-            before: The key as it is, None when it does not exist.
+            before: The key as it is, None when it does not exist; its value does not matter.
         """
         place = self._next_place()
         revision = self._revision
         create_revision, version = (revision, 1) if before is None else (before.create_revision, before.version + 1)
-        self._live.put(key, RECORD_HEADER.pack(create_revision, revision, version, lease) + value)
+        self._live.put(key, _RECORD.pack(create_revision, revision, version, lease, self._number - 1))
         if before is None:
             self._graves.delete(key)
         header = _EVENT_HEADER.pack(0, create_revision, version, lease, len(key))
@@ -231,6 +244,11 @@ def _purge_around(transaction: WriteTransaction, place: bytes, record: bytes, co
         graves = transaction.tree(Space.GRAVES)
         if graves.get(event.item.key) == place:
             graves.delete(event.item.key)
+
+
+def _bare(key: bytes, fields: tuple[int, int, int, int, int]) -> KeyValue:
+    create_revision, mod_revision, version, lease, _number = fields
+    return KeyValue(key, b"", Revision(create_revision), Revision(mod_revision), version, lease)
 
 
 def _decode_event(revision: int, record: bytes) -> Event:

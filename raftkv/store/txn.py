@@ -134,7 +134,8 @@ class TransactionApplier:
     def put(self, operation: PutOperation) -> PutResult:
         """Carry out a put that was checked."""
         history = self._history
-        before = history.get(operation.key)
+        needs_value = operation.wants_previous or operation.value is None
+        before = history.get(operation.key) if needs_value else history.without_value(operation.key)
         # What is to be kept exists: that was checked, and nothing else in the transaction may change the key.
         old_value, old_lease = (b"", 0) if before is None else (before.value, before.lease)
         lease = old_lease if operation.lease is None else operation.lease
@@ -154,7 +155,7 @@ class TransactionApplier:
 
     def _check_put(self, step: Operation) -> None:
         if isinstance(step, PutOperation):
-            if (step.value is None or step.lease is None) and self._history.get(step.key) is None:
+            if (step.value is None or step.lease is None) and self._history.without_value(step.key) is None:
                 raise Refusal(RefusalKind.KEY_NOT_FOUND, "a key whose value or lease is to be kept does not exist")
             if step.lease and not self._leases.exists(step.lease):
                 raise Refusal(RefusalKind.LEASE_NOT_FOUND, f"lease {step.lease} does not exist")
