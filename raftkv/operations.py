@@ -223,6 +223,9 @@ class RefusalKind(Enum):
     LEASE_EXISTS = "lease exists"
     COMPACTED = "compacted"
     FUTURE_REVISION = "future revision"
+    NO_SPACE = "no space"
+    FENCED = "fenced"
+    KEY_REUSED = "idempotency key reused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +297,74 @@ def is_read_only(transaction: Transaction) -> bool:
         isinstance(operation, RangeQuery) or (isinstance(operation, Transaction) and is_read_only(operation))
         for operation in (*transaction.success, *transaction.failure)
     )
+
+
+def may_put(transaction: Transaction) -> bool:
+    """Whether one of the branches has a put."""
+    return any(
+        isinstance(operation, PutOperation) or (isinstance(operation, Transaction) and may_put(operation))
+        for operation in (*transaction.success, *transaction.failure)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A lock under which a write is allowed, enforced when the write is applied.
+
+    Attributes:
+        prefix: What the keys of the lock begin with; the oldest of them is the holder's.
+        token: The holder's fencing token, the create revision of its key.
+    """
+
+    prefix: bytes
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """By what a write is recognised when it is sent again.
+
+    Attributes:
+        key: Chosen by the caller for this one write.
+        fingerprint: 16 bytes, a digest of the request: another one under the same key is refused.
+    """
+
+    key: bytes
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Safeguards:
+    """Under what a write is to be applied, beside its own conditions.
+
+    Attributes:
+        fence: The lock that its sender believes to hold.
+        idempotency: By what it is recognised when it comes again.
+    """
+
+    fence: Fence | None = None
+    idempotency: Idempotency | None = None
+
+
+NO_SAFEGUARDS = Safeguards()
+
+MAX_IDEMPOTENCY_KEY_BYTES = 255
+FINGERPRINT_BYTES = 16
+
+
+class AlarmKind(Enum):
+    """What an alarm warns of; the values are etcd's."""
+
+    NO_SPACE = 1
+    """The store has reached its quota: nothing that would let it grow is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """An alarm, and the member that raised it."""
+
+    kind: AlarmKind
+    member: str
 
 
 @dataclass(frozen=True, slots=True)

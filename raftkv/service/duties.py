@@ -12,9 +12,9 @@ from raftkv.ports import Clock
 from raftkv.service.compactor import Compactor
 from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import Proposer
-from raftkv.store.applier import Result
 from raftkv.store.commands import Command, Compact, RevokeLease
 from raftkv.store.lease import LeaseChange
+from raftkv.store.results import Result
 from raftkv.types import Revision, Term
 
 _RETRY_SECONDS = 2.0

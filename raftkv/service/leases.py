@@ -19,9 +19,9 @@ from raftkv.ports import Clock, Randomness
 from raftkv.service.proposer import Proposer
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
-from raftkv.store.applier import Result
 from raftkv.store.commands import Command, GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
+from raftkv.store.results import Result
 
 _MAX_LEASE_ID = 2**63 - 1
 

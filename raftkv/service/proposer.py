@@ -25,8 +25,8 @@ from raftkv.errors import (
     Timeout,
 )
 from raftkv.ports import Clock
-from raftkv.store.applier import Result
 from raftkv.store.commands import Command, encode_commands, encoded_size_hint
+from raftkv.store.results import Result
 from raftkv.types import MAX_COMMAND_GROUP_BYTES, MAX_ENTRY_BYTES, Index, Term
 
 

@@ -17,8 +17,8 @@ from raftkv.operations import (
 from raftkv.service.proposer import Proposer
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
-from raftkv.store.applier import Compacted, Result
 from raftkv.store.commands import Command, Compact, Put, Transact
+from raftkv.store.results import Compacted, Result
 from raftkv.types import Revision
 
 

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from raftkv.operations import Event, Lease, RefusalKind, Refused, TransactionResult
+from raftkv.operations import Event, Fence, KeySpan, Lease, RefusalKind, Refused
+from raftkv.store.alarms import grows, is_out_of_space, set_alarm
 from raftkv.store.backend import WriteTransaction
 from raftkv.store.commands import (
     Command,
     Compact,
     Delete,
     GrantLease,
+    Guarded,
     MalformedCommand,
+    PlainCommand,
     Put,
     RevokeLease,
+    SetAlarm,
     Transact,
     decode_commands,
 )
 from raftkv.store.lease import LeaseChange, LeaseWriter
 from raftkv.store.mvcc import HistoryWriter
+from raftkv.store.outcomes import OutcomeWriter
+from raftkv.store.results import AlarmSet, AppliedBefore, Compacted, Granted, Result
 from raftkv.store.txn import TransactionApplier
 from raftkv.types import Condition, ConditionFailed, KeyValue, Revision, Written
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """A compaction that happened, with the store's revision."""
-
-    revision: Revision
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """A lease that was made, with the store's revision."""
-
-    revision: Revision
-
-
-Result = Written | ConditionFailed | TransactionResult | Compacted | Granted | Refused
 
 
 class CommandApplier:
@@ -47,15 +34,19 @@ class CommandApplier:
         transaction: The transaction.
         revision: The store's revision before it.
         compacted: The compacted revision before it.
+        time: The store's time before it, in seconds.
 
     Attributes:
         compacted: The compacted revision.
         lease_changes: Leases that were granted or removed.
     """
 
-    def __init__(self, transaction: WriteTransaction, revision: int, compacted: int) -> None:
+    def __init__(self, transaction: WriteTransaction, revision: int, compacted: int, time: int) -> None:
+        self._transaction = transaction
         self._history = HistoryWriter(transaction, revision)
         self._leases = LeaseWriter(transaction)
+        self._outcomes = OutcomeWriter(transaction, time)
+        self._out_of_space = is_out_of_space(transaction)
         self.compacted = compacted
         self.lease_changes: list[LeaseChange] = []
 
@@ -63,6 +54,11 @@ class CommandApplier:
     def revision(self) -> Revision:
         """The store's revision."""
         return self._history.revision
+
+    @property
+    def time(self) -> int:
+        """The store's time in seconds."""
+        return self._outcomes.time
 
     @property
     def changes(self) -> list[tuple[int, Event]]:
@@ -80,6 +76,30 @@ class CommandApplier:
         return [self._apply_command(command) for command in commands]
 
     def _apply_command(self, command: Command) -> Result:
+        return self._guarded(command) if isinstance(command, Guarded) else self._plain(command)
+
+    def _guarded(self, command: Guarded) -> Result:
+        once = command.once
+        kept = None if once is None else self._outcomes.find(once)
+        if kept is not None:
+            if not kept.is_same:
+                return Refused(RefusalKind.KEY_REUSED, "the idempotency key was used for another request")
+            return AppliedBefore(kept.revision) if kept.result is None else kept.result
+        if command.fence is not None and not self._is_held(command.fence):
+            return Refused(RefusalKind.FENCED, f"the lock is not held under the token {command.fence.token}")
+        result = self._plain(command.command)
+        if once is not None and not isinstance(result, Refused | ConditionFailed):
+            self._outcomes.keep(once, result, self.revision)
+        return result
+
+    def _is_held(self, fence: Fence) -> bool:
+        span = KeySpan.prefix(fence.prefix)
+        items = self._history.scan(span.start, span.end, keys_only=True)
+        return min((item.create_revision for item in items), default=None) == fence.token
+
+    def _plain(self, command: PlainCommand) -> Result:
+        if self._out_of_space and grows(command):
+            return Refused(RefusalKind.NO_SPACE, "the store has reached its quota")
         if isinstance(command, Put | Delete):
             return self._write(command)
         if isinstance(command, Transact):
@@ -88,6 +108,8 @@ class CommandApplier:
             return self._compact(command)
         if isinstance(command, GrantLease):
             return self._grant(command)
+        if isinstance(command, SetAlarm):
+            return self._set_alarm(command)
         return self._revoke(command)
 
     def _write(self, command: Put | Delete) -> Written | ConditionFailed | Refused:
@@ -126,9 +148,10 @@ class CommandApplier:
     def _grant(self, command: GrantLease) -> Granted | Refused:
         if self._leases.exists(command.lease_id):
             return Refused(RefusalKind.LEASE_EXISTS, f"lease {command.lease_id} exists")
-        self._leases.grant(Lease(command.lease_id, command.seconds))
+        lease = Lease(command.lease_id, command.seconds)
+        self._leases.grant(lease)
         self.lease_changes.append(LeaseChange(command.lease_id, command.seconds))
-        return Granted(self.revision)
+        return Granted(self.revision, lease)
 
     def _revoke(self, command: RevokeLease) -> Written | Refused:
         if not self._leases.exists(command.lease_id):
@@ -139,6 +162,11 @@ class CommandApplier:
         for key in keys:
             self._history.delete(key)
         return Written(self.revision, None, deleted=len(keys))
+
+    def _set_alarm(self, command: SetAlarm) -> AlarmSet:
+        set_alarm(self._transaction, command.alarm, is_active=command.is_active)
+        self._out_of_space = is_out_of_space(self._transaction)
+        return AlarmSet(self.revision)
 
 
 def _holds(condition: Condition, mod_revision: int) -> bool:

@@ -31,6 +31,10 @@ class Space(Enum):
     """Leases by id."""
     ATTACHED = "attached"
     """Keys that are attached to leases, by id of the lease and digest of the key."""
+    OUTCOMES = "outcomes"
+    """Results of writes that may come again, by their idempotency key, and these by when they are forgotten."""
+    ALARMS = "alarms"
+    """Alarms that are active, by kind and member."""
 
 
 LONG_KEYED = (Space.CURRENT, Space.GRAVES)
@@ -115,8 +119,12 @@ class Backend(Protocol):
         """Return the bytes of commands that can still be applied; None while nothing bounds them."""
         ...
 
+    def file_bytes(self) -> int:
+        """Return the bytes that the data and what became free of it take."""
+        ...
+
     def used_bytes(self) -> int:
-        """Return the bytes that the data takes, without room for more."""
+        """Return the bytes that the data takes."""
         ...
 
     def copy_to(self, path: str) -> None:

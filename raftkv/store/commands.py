@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from raftkv.operations import Transaction
+from raftkv.operations import FINGERPRINT_BYTES, Alarm, AlarmKind, Fence, Transaction
 from raftkv.store.transaction_codec import transaction_bytes, transaction_fields, transaction_of
 from raftkv.types import Condition, Revision
 
@@ -24,6 +24,8 @@ _TRANSACT = 3
 _COMPACT = 4
 _GRANT_LEASE = 5
 _REVOKE_LEASE = 6
+_GUARDED = 7
+_SET_ALARM = 8
 
 _NO_CONDITION = -1
 _MUST_EXIST = -2
@@ -100,7 +102,50 @@ class RevokeLease:
     lease_id: int
 
 
-Command = Put | Delete | Transact | Compact | GrantLease | RevokeLease
+@dataclass(frozen=True, slots=True)
+class SetAlarm:
+    """Raise an alarm, or clear it."""
+
+    alarm: Alarm
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A command that is applied once, however often it comes.
+
+    Attributes:
+        key: By what it is recognised.
+        fingerprint: Digest of the request, 16 bytes.
+        now: The proposer's time in seconds; it never goes back in one log.
+        keep_seconds: For how long its result is kept.
+    """
+
+    key: bytes
+    fingerprint: bytes
+    now: int
+    keep_seconds: int
+
+
+PlainCommand = Put | Delete | Transact | Compact | GrantLease | RevokeLease | SetAlarm
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A command under the safeguards of its sender.
+
+    Attributes:
+        command: The command.
+        fence: The lock that must still be held, None for none.
+        once: By what it is recognised when it comes again, None when it need not be.
+    """
+
+    command: PlainCommand
+    fence: Fence | None
+    once: Once | None
+
+
+Command = PlainCommand | Guarded
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -113,6 +158,12 @@ def encoded_size_hint(command: Command) -> int:
         return len(command.key) + _FRAMING_BYTES
     if isinstance(command, Transact):
         return transaction_bytes(command.transaction) + _FRAMING_BYTES
+    if isinstance(command, Guarded):
+        fence = 0 if command.fence is None else len(command.fence.prefix)
+        once = 0 if command.once is None else len(command.once.key) + FINGERPRINT_BYTES
+        return encoded_size_hint(command.command) + fence + once + _FRAMING_BYTES
+    if isinstance(command, SetAlarm):
+        return len(command.alarm.member.encode()) + _FRAMING_BYTES
     return _FRAMING_BYTES
 
 
@@ -145,7 +196,21 @@ def _fields(command: Command) -> tuple[Any, ...]:
         return (_COMPACT, command.revision)
     if isinstance(command, GrantLease):
         return (_GRANT_LEASE, command.lease_id, command.seconds)
-    return (_REVOKE_LEASE, command.lease_id)
+    if isinstance(command, RevokeLease):
+        return (_REVOKE_LEASE, command.lease_id)
+    if isinstance(command, SetAlarm):
+        return (_SET_ALARM, command.alarm.kind.value, command.alarm.member, command.is_active)
+    return _guarded_fields(command)
+
+
+def _guarded_fields(command: Guarded) -> tuple[Any, ...]:
+    fence, once = command.fence, command.once
+    return (
+        _GUARDED,
+        _fields(command.command),
+        None if fence is None else (fence.prefix, fence.token),
+        None if once is None else (once.key, once.fingerprint, once.now, once.keep_seconds),
+    )
 
 
 def _write_fields(command: Put | Delete) -> tuple[Any, ...]:
@@ -169,6 +234,10 @@ def _command(item: Any) -> Command:
             return Delete(item[1], _condition(item[2]))
         if len(item) == 2 and item[0] == _TRANSACT:
             return Transact(_transaction(item[1]))
+        if len(item) == 4 and item[0] == _SET_ALARM:
+            return _set_alarm(*item[1:])
+        if len(item) == 4 and item[0] == _GUARDED:
+            return _guarded(*item[1:])
         if item and type(item[0]) is int and all(type(field) is int and field >= 0 for field in item):
             return _numbers_command(item)
     raise MalformedCommand("an unknown command, or one of a wrong shape")
@@ -179,6 +248,28 @@ def _transaction(fields: Any) -> Transaction:
         return transaction_of(fields)
     except (TypeError, ValueError, IndexError, RecursionError) as error:
         raise MalformedCommand(f"a transaction of a wrong shape: {error}") from None
+
+
+def _set_alarm(kind: Any, member: Any, is_active: Any) -> SetAlarm:
+    if kind not in [known.value for known in AlarmKind] or type(member) is not str or type(is_active) is not bool:
+        raise MalformedCommand("an alarm of a wrong shape")
+    return SetAlarm(Alarm(AlarmKind(kind), member), is_active)
+
+
+def _guarded(inner: Any, fence: Any, once: Any) -> Guarded:
+    if type(inner) is tuple and inner and inner[0] == _GUARDED:
+        raise MalformedCommand("a guarded command within another")
+    command = _command(inner)
+    assert not isinstance(command, Guarded), "that was refused above"
+    if not _has_types(fence, (bytes, int)) or not _has_types(once, (bytes, bytes, int, int)):
+        raise MalformedCommand("safeguards of a wrong shape")
+    if once is not None and (len(once[1]) != FINGERPRINT_BYTES or min(once[2:]) < 0):
+        raise MalformedCommand("safeguards out of bounds")
+    return Guarded(command, None if fence is None else Fence(*fence), None if once is None else Once(*once))
+
+
+def _has_types(fields: Any, types: tuple[type[Any], ...]) -> bool:
+    return fields is None or (type(fields) is tuple and tuple(type(field) for field in fields) == types)
 
 
 def _numbers_command(item: tuple[int, ...]) -> Command:

@@ -109,7 +109,7 @@ class LmdbBackend:
 
     def grow_early(self) -> None:
         """Grow when more than half of the map is used, unless a copy or a full disk is in the way."""
-        if 2 * self.used_bytes() <= self._map_bytes or self._copying.locked():
+        if 2 * self.file_bytes() <= self._map_bytes or self._copying.locked():
             return
         try:
             self.grow()
@@ -124,12 +124,19 @@ class LmdbBackend:
         """What is left of a map that cannot grow, less what rewriting its pages takes meanwhile."""
         if not self._growth_failed:
             return None
-        return max(0, self._map_bytes - self._map_bytes // 8 - self.used_bytes())
+        return max(0, self._map_bytes - self._map_bytes // 8 - self.file_bytes())
 
-    def used_bytes(self) -> int:
+    def file_bytes(self) -> int:
         """Return the size of the pages that were ever used; those that are free again are among them."""
         page_bytes: int = self._environment.stat()["psize"]
         return (int(self._environment.info()["last_pgno"]) + 1) * page_bytes
+
+    def used_bytes(self) -> int:
+        """Return the size of the pages that hold data."""
+        with self._environment.begin() as transaction:
+            stats = [transaction.stat(database) for database in (*self._databases.values(), self._long)]
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return int(pages * stats[0]["psize"])
 
     def copy_to(self, path: str) -> None:
         """Write a compacted copy of a consistent view."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raftkv.errors import CorruptData, ForeignData, InvariantViolated
 from raftkv.operations import (
+    Alarm,
     Event,
     KeySpan,
     Lease,
@@ -23,11 +24,13 @@ from raftkv.operations import (
     Transaction,
     TransactionResult,
 )
-from raftkv.store.applier import CommandApplier, Result
+from raftkv.store.alarms import all_alarms
+from raftkv.store.applier import CommandApplier
 from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.store.mvcc import HistoryReader, place_of, purge
+from raftkv.store.results import Result
 from raftkv.store.txn import Refusal, check_revision, evaluate
 from raftkv.types import (
     ClusterId,
@@ -45,8 +48,8 @@ _FORMAT = b"format"
 _CLUSTER_ID = b"cluster-id"
 _PURGED = b"purged"
 
-_STATE_FIELDS = struct.Struct("<QQQQ")
-"""Applied index, applied term, revision, compacted revision."""
+_STATE_FIELDS = struct.Struct("<QQQQQ")
+"""Applied index, applied term, revision, compacted revision, time in seconds."""
 
 _EVENTS_BYTES = 4_194_304
 
@@ -73,6 +76,7 @@ class StoreInfo:
         applied_term: Term of that entry.
         revision: Its revision.
         compacted_revision: History up to here is gone.
+        time: Greatest time in seconds that a command brought.
     """
 
     cluster_id: ClusterId
@@ -80,6 +84,7 @@ class StoreInfo:
     applied_term: Term
     revision: Revision
     compacted_revision: Revision
+    time: int
 
 
 class Machine:
@@ -109,7 +114,7 @@ class Machine:
                 meta = transaction.tree(Space.META)
                 meta.put(_FORMAT, str(FORMAT_VERSION).encode())
                 meta.put(_CLUSTER_ID, self._cluster_id.encode())
-                meta.put(_STATE, _STATE_FIELDS.pack(0, 0, 1, 0))
+                meta.put(_STATE, _STATE_FIELDS.pack(0, 0, 1, 0, 0))
         with self._backend.read() as view:
             self._info = read_info(view, "the store")
             position = view.view(Space.META).get(_PURGED)
@@ -139,8 +144,18 @@ class Machine:
         return self._info.compacted_revision
 
     @property
+    def time(self) -> int:
+        """Greatest time in seconds that a command brought."""
+        return self._info.time
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the store's file that were ever used."""
+        return self._backend.file_bytes()
+
+    @property
     def used_bytes(self) -> int:
-        """Bytes that the data takes."""
+        """Bytes that the data takes, free pages left out."""
         return self._backend.used_bytes()
 
     @property
@@ -176,12 +191,12 @@ class Machine:
     def _apply_in_one_transaction(self, entries: Sequence[CommittedEntry]) -> list[list[Result]]:
         last, info = entries[-1], self._info
         with self._backend.write() as transaction:
-            applier = CommandApplier(transaction, info.revision, info.compacted_revision)
+            applier = CommandApplier(transaction, info.revision, info.compacted_revision, info.time)
             results = [applier.apply(entry.payload) for entry in entries]
-            state = _STATE_FIELDS.pack(last.index, last.term, applier.revision, applier.compacted)
+            state = _STATE_FIELDS.pack(last.index, last.term, applier.revision, applier.compacted, applier.time)
             transaction.tree(Space.META).put(_STATE, state)
         revision, compacted = applier.revision, Revision(applier.compacted)
-        self._info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted)
+        self._info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted, applier.time)
         self._events += applier.changes
         self._lease_changes += applier.lease_changes
         return results
@@ -263,6 +278,11 @@ class Machine:
         with self._backend.read() as view:
             return all_leases(view)
 
+    def alarms(self) -> list[Alarm]:
+        """Return the alarms that are active."""
+        with self._backend.read() as view:
+            return all_alarms(view)
+
     def attached_keys(self, lease_id: int) -> list[bytes]:
         """Return the keys that are attached to a lease, in byte order."""
         with self._backend.read() as view:
@@ -301,6 +321,8 @@ class Machine:
                 (Space.CURRENT, b""),
                 (Space.LEASES, b""),
                 (Space.ATTACHED, b""),
+                (Space.OUTCOMES, b""),
+                (Space.ALARMS, b""),
                 (Space.HISTORY, kept),
             ):
                 for key, record in view.view(space).scan(start):
@@ -367,8 +389,10 @@ def read_info(view: ReadTransaction, source: str) -> StoreInfo:
     cluster_id = meta.get(_CLUSTER_ID)
     if state is None or cluster_id is None:
         raise CorruptData(source, 0, "its bookkeeping is incomplete")
-    index, term, revision, compacted = _STATE_FIELDS.unpack(state)
-    return StoreInfo(ClusterId(cluster_id.decode()), Index(index), Term(term), Revision(revision), Revision(compacted))
+    index, term, revision, compacted, time = _STATE_FIELDS.unpack(state)
+    return StoreInfo(
+        ClusterId(cluster_id.decode()), Index(index), Term(term), Revision(revision), Revision(compacted), time
+    )
 
 
 def open_machine(

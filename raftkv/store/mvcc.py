@@ -1,9 +1,9 @@
 """Keys with their history: reads at any revision that is not compacted, and writes that remember what was.
 
-A change has a place: its revision, and its number within the revision. Three trees know it. ``HISTORY`` has the events
-with their values, by place. ``VERSIONS`` has the places of each key, by a digest of the key, since keys may be longer
-than LMDB's. ``CURRENT`` has the live keys with all but their values, in order; ``GRAVES`` the deleted ones of which history
-is kept, so that reads of the past find them in order too.
+A change has a place: its revision, and its number within the revision. Three trees know it. ``HISTORY`` has the
+events with their values, by place. ``VERSIONS`` has the places of each key, by a digest of the key, since keys may be
+longer than LMDB's. ``CURRENT`` has the live keys with all but their values, in order; ``GRAVES`` the deleted ones of
+which history is kept, so that reads of the past find them in order too.
 
 Compaction moves the compacted revision at once, and what is below is refused from then on. Removing what nobody can
 read any more (``purge``) is each node's own business and happens a little at a time.

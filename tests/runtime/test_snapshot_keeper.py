@@ -181,10 +181,12 @@ async def test_a_snapshot_that_cannot_be_written_is_tried_again_later(fault):
 
 async def test_a_received_snapshot_that_cannot_be_kept_ends_the_node():
     leader, follower = await sending_node(), Node(entries=0)
-    leader.keeper.receive_ack(B, SnapshotAck(1, leader.keeper.newest.index, len(leader.chunks()[0].data), failed=False))
-    follower.keeper.receive_chunk(A, leader.chunks()[0])
+    newest = leader.keeper.newest
+    while (received := sum(len(chunk.data) for chunk in leader.chunks())) < newest.size:
+        follower.keeper.receive_chunk(A, leader.chunks()[-1])
+        leader.keeper.receive_ack(B, SnapshotAck(1, newest.index, received, failed=False))
     follower.disk.fail_syncs = True
-    follower.keeper.receive_chunk(A, leader.chunks()[1])
+    follower.keeper.receive_chunk(A, leader.chunks()[-1])
     await follower.keeper.stop()
     assert [type(error).__name__ for error in follower.failures] == ["StorageFailed"]
     assert follower.installed == []

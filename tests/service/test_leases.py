@@ -14,9 +14,9 @@ from raftkv.operations import MAX_LEASE_SECONDS, Lease, RefusalKind, Refused
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.leases import LeaseClock, Leases
-from raftkv.store.applier import Granted
 from raftkv.store.commands import Compact, GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
+from raftkv.store.results import Granted
 from raftkv.types import NodeId, Revision, Term, Written
 
 
@@ -75,7 +75,7 @@ class Store:
                 return Refused(RefusalKind.LEASE_EXISTS, "exists")
             self.kept[command.lease_id] = Lease(command.lease_id, command.seconds)
             self.changes.append(LeaseChange(command.lease_id, command.seconds))
-            return Granted(self.revision)
+            return Granted(self.revision, Lease(command.lease_id, command.seconds))
         if isinstance(command, RevokeLease):
             if self.kept.pop(command.lease_id, None) is None:
                 return Refused(RefusalKind.LEASE_NOT_FOUND, "missing")

@@ -26,9 +26,9 @@ from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import ProposerLimits
-from raftkv.store.applier import Result
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
+from raftkv.store.results import Result
 from raftkv.types import ClusterId, Index, Member, NodeId, Role
 from tests.simulation.disk import SimulatedCrash, VirtualDisk
 from tests.simulation.network import Endpoint

@@ -19,9 +19,9 @@ from raftkv.consensus import engine
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from raftkv.consensus.messages import Message
 from raftkv.errors import FatalError, StorageFailed
-from raftkv.store.applier import Result
 from raftkv.store.commands import MalformedCommand, Put, decode_commands
 from raftkv.store.machine import Machine
+from raftkv.store.results import Result
 from raftkv.types import Member, NodeId
 from raftkv.verification.linearizability import Verdict, check_history
 from tests.simulation.faults import FAULTS, FaultInjector, Strike

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from raftkv.operations import (
+    Alarm,
+    AlarmKind,
     Compare,
     CompareTarget,
     DeleteOperation,
     DeleteResult,
     Event,
     EventKind,
+    Fence,
     KeySpan,
     Lease,
     PutOperation,
@@ -33,14 +36,17 @@ from raftkv.operations import (
     Transaction,
     TransactionResult,
     is_read_only,
+    may_put,
 )
-from raftkv.store.applier import Compacted, Granted
 from raftkv.store.commands import (
     Compact,
     Delete,
     GrantLease,
+    Guarded,
+    Once,
     Put,
     RevokeLease,
+    SetAlarm,
     Transact,
     decode_commands,
     encode_commands,
@@ -49,6 +55,9 @@ from raftkv.store.commands import (
 from raftkv.store.lmdb_backend import LmdbBackend
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
+from raftkv.store.outcomes import count_outcomes
+from raftkv.store.result_codec import decode_result, encode_result
+from raftkv.store.results import AlarmSet, AppliedBefore, Compacted, Granted
 from raftkv.types import ClusterId, Index, KeyValue, Revision, Term, Written
 from tests.simulation.disk import VirtualDisk
 
@@ -130,6 +139,8 @@ class Model:
         self.events: list[tuple[int, Event]] = []
         self.leases: dict[int, int] = {}
         self.compacted = 0
+        self.time = 0
+        self.out_of_space = False
 
     @property
     def revision(self) -> int:
@@ -149,6 +160,17 @@ class Model:
         return replace(result, revision=self.revision) if isinstance(result, TransactionResult) else result
 
     def _command(self, command):
+        if self.out_of_space and (
+            isinstance(command, Put | GrantLease) or (isinstance(command, Transact) and may_put(command.transaction))
+        ):
+            raise Refusal(RefusalKind.NO_SPACE)
+        if isinstance(command, SetAlarm):
+            self.out_of_space = command.is_active
+            return None
+        if isinstance(command, Guarded):
+            if command.fence is not None and not self.is_held(command.fence):
+                raise Refusal(RefusalKind.FENCED)
+            return self._command(command.command)
         if isinstance(command, Put):
             if command.lease and command.lease not in self.leases:
                 raise Refusal(RefusalKind.LEASE_NOT_FOUND)
@@ -179,6 +201,10 @@ class Model:
         for key in attached:
             self.delete(KeySpan.single(key))
         return len(attached)
+
+    def is_held(self, fence):
+        keys = [item.create_revision for key, item in self.draft.items() if key.startswith(fence.prefix)]
+        return bool(keys) and min(keys) == fence.token
 
     def choose(self, transaction):
         state = self.past[-1]
@@ -330,7 +356,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             "memory": Machine(MemoryBackend(VirtualDisk().root), CLUSTER),
         }
         self.index = 0
-        self.taken: list[tuple[int, Event]] = []
+        self.kept: dict[bytes, tuple[bytes, int, object]] = {}
 
     def teardown(self):
         for machine in getattr(self, "machines", {}).values():
@@ -339,13 +365,16 @@ class StoreAgainstModel(RuleBasedStateMachine):
             self.directory.cleanup()
 
     def apply(self, command):
+        return self.apply_alone(command), self.model.command(command)
+
+    def apply_alone(self, command):
         self.index += 1
         assert decode_commands(encode_commands([command])) == [command]
         assert len(encode_commands([command])) <= encoded_size_hint(command)
         entry = CommittedEntry(Index(self.index), Term(1), encode_commands([command]))
         results = [machine.apply([entry])[0][0] for machine in self.machines.values()]
         assert results[0] == results[1]
-        return results[0], self.model.command(command)
+        return results[0]
 
     def check(self, result, expected):
         if isinstance(expected, RefusalKind):
@@ -398,13 +427,52 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def grant(self, lease_id):
         result, expected = self.apply(GrantLease(lease_id, 60 + lease_id))
         if self.check(result, expected):
-            assert result == Granted(Revision(self.model.revision))
+            assert result == Granted(Revision(self.model.revision), Lease(lease_id, 60 + lease_id))
 
     @rule(lease_id=lease_ids)
     def revoke(self, lease_id):
         result, expected = self.apply(RevokeLease(lease_id))
         if self.check(result, expected):
             assert result == Written(Revision(self.model.revision), None, expected)
+
+    @rule(
+        command=st.one_of(
+            st.builds(Put, names, values), st.builds(Delete, names), st.builds(Transact, transactions_of(plain))
+        ).filter(lambda command: not isinstance(command, Transact) or without_duplicates(command.transaction)),
+        fence=st.none() | st.builds(Fence, st.sampled_from([b"", b"a", b"x", b"zzz"]), st.integers(0, 8)),
+        key=st.sampled_from([b"1", b"2", b"3", b"4", b"5", b"6"]),
+        fingerprint=st.sampled_from([b"f" * 16, b"f" * 16, b"g" * 16]),
+        passed=st.integers(-5, 5),
+        keep=st.integers(1, 20),
+    )
+    def guarded(self, command, fence, key, fingerprint, passed, keep):
+        now = max(0, self.model.time + passed)
+        self.model.time = max(self.model.time, now)
+        earlier = self.kept.get(key)
+        if earlier is not None and earlier[1] > self.model.time:
+            result = self.apply_alone(Guarded(command, fence, Once(key, fingerprint, now, keep)))
+            assert self.machines["lmdb"].revision == self.model.revision
+            if earlier[0] == fingerprint:
+                assert result == earlier[2]
+            else:
+                assert result.kind is RefusalKind.KEY_REUSED
+            return
+        result, expected = self.apply(Guarded(command, fence, Once(key, fingerprint, now, keep)))
+        if self.check(result, expected):
+            self.kept[key] = (fingerprint, self.model.time + keep, result)
+
+    @rule(command=st.builds(Put, names, values), prefix=st.sampled_from([b"", b"a", b"x"]), token=st.integers(0, 30))
+    def fenced(self, command, prefix, token):
+        result, expected = self.apply(Guarded(command, Fence(prefix, token), None))
+        if self.check(result, expected):
+            assert result.revision == expected
+
+    @rule(is_active=st.booleans())
+    def set_alarm(self, is_active):
+        alarm = Alarm(AlarmKind.NO_SPACE, "n1")
+        result, _expected = self.apply(SetAlarm(alarm, is_active))
+        assert result == AlarmSet(Revision(self.model.revision))
+        assert [machine.alarms() for machine in self.machines.values()] == [[alarm] if is_active else []] * 2
 
     @rule(which=st.sampled_from(["lmdb", "memory"]))
     def purge(self, which):
@@ -474,6 +542,51 @@ def test_purging_leaves_no_trace_of_what_cannot_be_read(tmp_path):
         pass
     assert [event.item.value for _revision, event in machine.events(1, machine.revision, 10**6)] == [b"last"]
     machine.close()
+
+
+@pytest.fixture
+def machine():
+    return Machine(MemoryBackend(VirtualDisk().root), CLUSTER)
+
+
+def apply_to(machine, command):
+    entry = CommittedEntry(Index(machine.applied_index + 1), Term(1), encode_commands([command]))
+    return machine.apply([entry])[0][0]
+
+
+def test_results_of_writes_are_forgotten_when_their_time_is_over(machine):
+    for number in range(100):
+        once = Once(b"key-%d" % number, b"f" * 16, number, 10)
+        assert apply_to(machine, Guarded(Put(b"k", b"v"), None, once)).current.version == number + 1
+    with machine._backend.read() as view:
+        assert count_outcomes(view) <= 11
+    late = Once(b"key-95", b"f" * 16, 96, 10)
+    assert apply_to(machine, Guarded(Put(b"k", b"v"), None, late)).current.version == 96, "it came before"
+
+
+def test_a_result_too_large_to_keep_is_remembered_as_applied(machine):
+    apply_to(machine, Put(b"large", bytes(100_000)))
+    read_and_write = Transaction((), (RangeQuery(KeySpan.single(b"large")), PutOperation(b"k", b"v")), ())
+    command = Guarded(Transact(read_and_write), None, Once(b"key", b"f" * 16, 0, 10))
+    assert isinstance(apply_to(machine, command), TransactionResult)
+    assert apply_to(machine, command) == AppliedBefore(Revision(3))
+    assert machine.revision == 3
+
+
+def test_every_kept_result_survives_its_codec():
+    item = KeyValue(b"k", b"v", Revision(2), Revision(3), 2, 7)
+    parts = (RangeResult((item,), 4, more=True), PutResult(item), PutResult(None), DeleteResult(1, (item,)))
+    nested = TransactionResult(succeeded=False, results=parts, revision=Revision(9))
+    for result in (
+        Written(Revision(3), item, 0),
+        Written(Revision(4), None, 1),
+        Compacted(Revision(3)),
+        Granted(Revision(3), Lease(7, 60)),
+        TransactionResult(succeeded=True, results=(*parts, nested), revision=Revision(9)),
+    ):
+        assert decode_result(encode_result(result)) == result
+    with pytest.raises(TypeError, match="Refused"):
+        encode_result(Refused(RefusalKind.FENCED, "no"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Results as msgpack values, for those that are kept; numbers stand for kinds and never change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from raftkv.operations import (
+    DeleteResult,
+    Lease,
+    OperationResult,
+    PutResult,
+    RangeResult,
+    TransactionResult,
+)
+from raftkv.store.results import Compacted, Granted, Result
+from raftkv.types import KeyValue, Revision, Written
+
+_WRITTEN, _TRANSACTION, _COMPACTED, _GRANTED = range(4)
+_RANGE, _PUT, _DELETE, _NESTED = range(4)
+
+
+def encode_result(result: Result) -> bytes:
+    """Return a result of a command that had an effect as bytes.
+
+    Raises:
+        TypeError: It is one of a command that had none.
+    """
+    return bytes(msgpack.packb(_fields(result)))
+
+
+def decode_result(data: bytes) -> Result:
+    """Read what ``encode_result`` returned."""
+    kind, *rest = msgpack.unpackb(data, use_list=False)
+    if kind == _WRITTEN:
+        revision, current, deleted = rest
+        return Written(Revision(revision), None if current is None else _item(current), deleted)
+    if kind == _TRANSACTION:
+        return _transaction(rest)
+    if kind == _COMPACTED:
+        return Compacted(Revision(rest[0]))
+    revision, lease_id, seconds = rest
+    return Granted(Revision(revision), Lease(lease_id, seconds))
+
+
+def _fields(result: Result) -> tuple[Any, ...]:
+    if isinstance(result, Written):
+        current = None if result.current is None else _item_fields(result.current)
+        return (_WRITTEN, result.revision, current, result.deleted)
+    if isinstance(result, TransactionResult):
+        return (_TRANSACTION, *_transaction_fields(result))
+    if isinstance(result, Compacted):
+        return (_COMPACTED, result.revision)
+    if isinstance(result, Granted):
+        return (_GRANTED, result.revision, result.lease.id, result.lease.seconds)
+    raise TypeError(f"{type(result).__name__} is no result that is kept")
+
+
+def _transaction_fields(result: TransactionResult) -> tuple[Any, ...]:
+    return (result.succeeded, tuple(_operation_fields(part) for part in result.results), result.revision)
+
+
+def _operation_fields(result: OperationResult) -> tuple[Any, ...]:
+    if isinstance(result, RangeResult):
+        return (_RANGE, tuple(_item_fields(item) for item in result.items), result.count, result.more)
+    if isinstance(result, PutResult):
+        return (_PUT, None if result.previous is None else _item_fields(result.previous))
+    if isinstance(result, DeleteResult):
+        return (_DELETE, result.deleted, tuple(_item_fields(item) for item in result.previous))
+    return (_NESTED, *_transaction_fields(result))
+
+
+def _item_fields(item: KeyValue) -> tuple[Any, ...]:
+    return (item.key, item.value, item.create_revision, item.mod_revision, item.version, item.lease)
+
+
+def _transaction(fields: Any) -> TransactionResult:
+    succeeded, results, revision = fields
+    return TransactionResult(succeeded, tuple(_operation(part) for part in results), Revision(revision))
+
+
+def _operation(fields: Any) -> OperationResult:
+    kind, *rest = fields
+    if kind == _RANGE:
+        items, count, more = rest
+        return RangeResult(tuple(_item(item) for item in items), count, more)
+    if kind == _PUT:
+        return PutResult(None if rest[0] is None else _item(rest[0]))
+    if kind == _DELETE:
+        deleted, previous = rest
+        return DeleteResult(deleted, tuple(_item(item) for item in previous))
+    return _transaction(rest)
+
+
+def _item(fields: Any) -> KeyValue:
+    key, value, create_revision, mod_revision, version, lease = fields
+    return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)

@@ -1,0 +1,44 @@
+"""What applying a command results in, the same on every node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raftkv.operations import Lease, Refused, TransactionResult
+from raftkv.types import ConditionFailed, Revision, Written
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """A compaction that happened, with the store's revision."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease that was made, with the store's revision."""
+
+    revision: Revision
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmSet:
+    """An alarm that was raised or cleared, or was so before; with the store's revision."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedBefore:
+    """A write that was applied when it came the first time, and whose result was too large to be kept.
+
+    Attributes:
+        revision: The store's revision after it.
+    """
+
+    revision: Revision
+
+
+Result = Written | ConditionFailed | TransactionResult | Compacted | Granted | AlarmSet | AppliedBefore | Refused
