@@ -111,30 +111,36 @@ class Storage:
     Attributes:
         min_free_bytes: With less free disk than this, writes are refused before they could fail.
         snapshot_journal_bytes: Growth of the journal after which a snapshot is taken and the journal cut.
+        quota_bytes: Size of the data at which whatever would let it grow is refused, 0 for no bound.
     """
 
     min_free_bytes: int = 64 * 1024 * 1024
     snapshot_journal_bytes: int = 32 * 1024 * 1024
+    quota_bytes: int = 2 * 1024 * 1024 * 1024
 
     def __post_init__(self) -> None:
         _require_at_least("min-free-bytes", self.min_free_bytes, 0)
         _require_at_least("snapshot-journal-bytes", self.snapshot_journal_bytes, 4096)
+        _require_at_least("quota-bytes", self.quota_bytes, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of the keys' history is kept; what exceeds either bound is compacted by itself.
+    """How much of the past is kept; history that exceeds either of its bounds is compacted by itself.
 
     Attributes:
-        compact_keep_revisions: Number of revisions, 0 for no bound.
-        compact_keep_s: Age in seconds, 0 for no bound.
+        compact_keep_revisions: History: number of revisions, 0 for no bound.
+        compact_keep_s: History: age in seconds, 0 for no bound.
+        idempotency_keep_s: Seconds for which a write with an idempotency key is recognised when it is sent again.
     """
 
     compact_keep_revisions: int = 100_000
     compact_keep_s: float = 0.0
+    idempotency_keep_s: int = 3600
 
     def __post_init__(self) -> None:
         _require_at_least("compact-keep-revisions", self.compact_keep_revisions, 0)
+        _require_at_least("idempotency-keep-s", self.idempotency_keep_s, 1)
 
 
 @dataclass(frozen=True, slots=True)

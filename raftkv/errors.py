@@ -1,12 +1,13 @@
 """One tree of errors. Every error of a request says whether the request may have been applied.
 
 ``NotApplied``: it certainly was not and never will be, a retry is safe. ``UnknownOutcome``: it may have been, or may
-yet be. ``FatalError`` ends the process: the node cannot go on without risking what it promised.
+yet be. ``AlreadyApplied``: it was, earlier. ``FatalError`` ends the process: the node cannot go on without risking
+what it promised.
 """
 
 from __future__ import annotations
 
-from raftkv.types import NodeId
+from raftkv.types import NodeId, Revision
 
 
 class RaftkvError(Exception):
@@ -35,6 +36,30 @@ class LeaseNotFound(NotApplied):
 
 class LeaseExists(NotApplied):
     """There is a lease of this id already."""
+
+
+class SpaceExceeded(NotApplied):
+    """The store has reached its quota."""
+
+
+class FenceLost(NotApplied):
+    """The lock under which the write was to happen is not held any more under that token."""
+
+
+class IdempotencyKeyReused(NotApplied):
+    """The idempotency key was used for another request."""
+
+
+class AlreadyApplied(RaftkvError):
+    """The request was applied when it came before, and its answer is not kept.
+
+    Attributes:
+        revision: The store's revision after it.
+    """
+
+    def __init__(self, revision: Revision) -> None:
+        super().__init__(f"the request was applied before, at revision {revision}; its answer was too large to keep")
+        self.revision = revision
 
 
 class RevisionCompacted(NotApplied):

@@ -25,6 +25,7 @@ from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.runtime.transport import LocalIdentity, Transport
+from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
 from raftkv.service.cluster import Cluster
 from raftkv.service.compactor import Compactor
@@ -33,6 +34,7 @@ from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases
 from raftkv.service.proposer import ProposerLimits
 from raftkv.service.store import Store
+from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.machine import open_machine
 from raftkv.types import NodeId
 
@@ -137,40 +139,56 @@ class Node:
         )
         timer = LeaseClock(config.timing.election_timeout_ms / 1000)
         duties = LeaderDuties(
-            storage.machine, replica.proposer, self._clock, timer, Compactor(config.retention), replica.leading
+            storage.machine,
+            replica.proposer,
+            self._clock,
+            timer,
+            Compactor(config.retention),
+            Quota(config.storage.quota_bytes, config.name),
+            replica.leading,
         )
-        front_end = FrontEnd(
-            NodeServices(
-                kv=KeyValues(storage.machine, replica.proposer, replica.gate),
-                store=Store(storage.machine, replica.proposer, replica.gate),
-                leases=Leases(
-                    storage.machine,
-                    replica.proposer,
-                    replica.gate,
-                    timer,
-                    self._clock,
-                    self._randomness,
-                    # etcd's rule: shorter than this, a lease could end with an election.
-                    math.ceil(1.5 * config.timing.election_timeout_ms / 1000),
-                    replica.require_leader,
-                ),
-                watches=replica.watches,
-                cluster=Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
+        front_end = FrontEnd(self._services(storage, replica, timer), FrontEndSettings())
+        await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
+
+    def _services(self, storage: Storage, replica: Replica, timer: LeaseClock) -> NodeServices:
+        config, machine = self._config, storage.machine
+        time = ClusterTime(machine, self._clock, replica.leading)
+        writes = Writes(replica.proposer, time, config.retention.idempotency_keep_s)
+        return NodeServices(
+            kv=KeyValues(machine, writes, replica.gate),
+            store=Store(machine, writes, replica.gate),
+            leases=Leases(
+                machine,
+                writes,
+                replica.gate,
+                timer,
+                self._clock,
+                self._randomness,
+                # etcd's rule: shorter than this, a lease could end with an election.
+                math.ceil(1.5 * config.timing.election_timeout_ms / 1000),
+                replica.require_leader,
             ),
-            FrontEndSettings(),
+            watches=replica.watches,
+            alarms=Alarms(machine, writes, config.storage.quota_bytes),
+            cluster=Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
         )
+
+    async def _run_parts(
+        self,
+        writer: JournalWriter,
+        replica: Replica,
+        transport: Transport,
+        snapshots: SnapshotKeeper,
+        duties: LeaderDuties,
+        front_end: FrontEnd,
+    ) -> None:
+        config = self._config
         writer.start()
         try:
             replica.start(writer, transport, snapshots, duties)
             await transport.start(config.listen_peer.host, config.listen_peer.port)
             await front_end.start(config.listen_client.host, config.listen_client.port)
-            logger.info(
-                "raftkv %s: %s of cluster %s serves clients on %s",
-                __version__,
-                config.name,
-                storage.identity.cluster_id,
-                config.advertise_client,
-            )
+            logger.info("raftkv %s: %s serves clients on %s", __version__, config.name, config.advertise_client)
             await self._stop_requested.wait()
             logger.info("stopping")
             if self._fatal is None:

@@ -175,6 +175,13 @@ SETTINGS: tuple[Setting, ...] = (
         "33554432",
         _parse_integer,
     ),
+    Setting(
+        "quota-bytes",
+        "BYTES",
+        "Size of the data at which puts and leases are refused; 0 for no bound.",
+        "2147483648",
+        _parse_integer,
+    ),
     Setting("max-pending-proposals", "N", "Writes that may wait; more are refused.", "20000", _parse_integer),
     Setting(
         "request-timeout-s",
@@ -191,6 +198,13 @@ SETTINGS: tuple[Setting, ...] = (
         _parse_integer,
     ),
     Setting("compact-keep-s", "SECONDS", "Age of history that is kept; 0 for no bound.", "0", _parse_seconds),
+    Setting(
+        "idempotency-keep-s",
+        "SECONDS",
+        "Time for which a write with an Idempotency-Key is recognised when it is sent again.",
+        "3600",
+        _parse_integer,
+    ),
     Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),
 )
 """Every setting of a node, in the order of ``--help``."""
@@ -293,9 +307,9 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
         advertise_peer=advertise_peer,
         initial_cluster=values.get("initial_cluster", (Member(name, advertise_peer),)),
         timing=Timing(**_group(values, "heartbeat_ms", "election_timeout_ms")),
-        storage=Storage(**_group(values, "min_free_bytes", "snapshot_journal_bytes")),
+        storage=Storage(**_group(values, "min_free_bytes", "snapshot_journal_bytes", "quota_bytes")),
         limits=Limits(**_group(values, "max_pending_proposals", "request_timeout_s")),
-        retention=Retention(**_group(values, "compact_keep_revisions", "compact_keep_s")),
+        retention=Retention(**_group(values, "compact_keep_revisions", "compact_keep_s", "idempotency_keep_s")),
         log_format=values.get("log_format", LogFormat.TEXT),
     )
 

@@ -39,7 +39,7 @@ class Kind:
     slug: str
     status: int
     title: str
-    applied: Literal["no", "unknown"] = "no"
+    applied: Literal["no", "yes", "unknown"] = "no"
     retry_after: int | None = None
 
 
@@ -70,6 +70,10 @@ KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
     errors.KeyMissing: Kind("key-missing", 409, "A key whose value or lease is to be kept does not exist"),
     errors.LeaseNotFound: Kind("lease-not-found", 404, "The lease does not exist"),
     errors.LeaseExists: Kind("lease-exists", 409, "The lease exists already"),
+    errors.SpaceExceeded: Kind("space-exceeded", 507, "The store has reached its quota"),
+    errors.FenceLost: Kind("fence-lost", 412, "The lock is not held under this token"),
+    errors.IdempotencyKeyReused: Kind("idempotency-key-reused", 422, "The idempotency key stands for another request"),
+    errors.AlreadyApplied: Kind("already-applied", 409, "The request was applied before", applied="yes"),
     errors.RevisionCompacted: Kind("revision-compacted", 410, "The revision is older than what history is kept of"),
     errors.RevisionInFuture: Kind("revision-in-future", 400, "The store has not reached the revision yet"),
     errors.NotLeader: NOT_LEADER,

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raftkv.operations import (
+    NO_SAFEGUARDS,
+    Alarm,
     Lease,
     LeaseTime,
     PutOperation,
     PutResult,
     RangeQuery,
     RangeResult,
+    Safeguards,
     Transaction,
     TransactionResult,
     Watch,
@@ -89,15 +92,27 @@ class KeyValueService(Protocol):
     """Reads and writes of keys.
 
     Every method may raise ``InvalidRequest`` and ``ShuttingDown``. Writes raise ``NotLeader`` at a follower,
-    ``NoLeader``, ``Overloaded`` and ``StorageLow`` when refused, and ``UnknownOutcome`` when the outcome is unknown.
+    ``NoLeader``, ``Overloaded``, ``StorageLow`` and ``SpaceExceeded`` when refused, ``FenceLost``,
+    ``IdempotencyKeyReused`` and ``AlreadyApplied`` where safeguards say so, and ``UnknownOutcome`` when the outcome is
+    unknown.
     Linearizable reads raise ``NoLeader`` and ``ReadTimeout``.
     """
 
-    async def put(self, key: bytes, value: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+    async def put(
+        self,
+        key: bytes,
+        value: bytes,
+        condition: Condition | None = None,
+        *,
+        lease: int = 0,
+        safeguards: Safeguards = NO_SAFEGUARDS,
+    ) -> Written | ConditionFailed:
         """Write a key; return when the write is durable on a majority and applied here."""
         ...
 
-    async def delete(self, key: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+    async def delete(
+        self, key: bytes, condition: Condition | None = None, *, safeguards: Safeguards = NO_SAFEGUARDS
+    ) -> Written | ConditionFailed:
         """Delete a key if it exists; ``deleted`` of the result says whether it did."""
         ...
 
@@ -143,6 +158,11 @@ class StoreService(Protocol):
         """Bytes that the local store's data takes."""
         ...
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that the local store's data and what became free of it take."""
+        ...
+
     async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
         """Read the keys of a span."""
         ...
@@ -151,7 +171,7 @@ class StoreService(Protocol):
         """Write a key."""
         ...
 
-    async def transact(self, transaction: Transaction) -> TransactionResult:
+    async def transact(self, transaction: Transaction, *, safeguards: Safeguards = NO_SAFEGUARDS) -> TransactionResult:
         """Carry out a transaction: all of it or nothing."""
         ...
 
@@ -166,7 +186,7 @@ class LeaseService(Protocol):
     Methods raise what those of ``KeyValueService`` do, and ``LeaseNotFound`` and ``LeaseExists``.
     """
 
-    async def grant(self, lease_id: int, seconds: int) -> Lease:
+    async def grant(self, lease_id: int, seconds: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Lease:
         """Make a lease; id 0 for a random one."""
         ...
 
@@ -213,6 +233,23 @@ class WatchService(Protocol):
         ...
 
 
+class AlarmService(Protocol):
+    """Alarms; setting them raises what writes of ``KeyValueService`` do."""
+
+    @property
+    def quota_bytes(self) -> int:
+        """Size of the data at which whatever would let it grow is refused, 0 for no bound."""
+        ...
+
+    def active(self) -> Sequence[Alarm]:
+        """Return the alarms that are active, as this node knows them."""
+        ...
+
+    async def set(self, alarm: Alarm, *, is_active: bool) -> None:
+        """Raise an alarm, or clear it."""
+        ...
+
+
 class ClusterService(Protocol):
     """The cluster and this node's health."""
 
@@ -251,6 +288,7 @@ class NodeServices:
         store: Ranges, transactions and compaction.
         leases: Leases.
         watches: Watches.
+        alarms: Alarms.
         cluster: Members and health.
     """
 
@@ -258,4 +296,5 @@ class NodeServices:
     store: StoreService
     leases: LeaseService
     watches: WatchService
+    alarms: AlarmService
     cluster: ClusterService

@@ -1,4 +1,4 @@
-"""What a leader does without being asked: it ends leases whose time is over, and compacts history."""
+"""What a leader does without being asked: it ends leases, compacts history, and watches over the quota."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from raftkv.errors import NotApplied
-from raftkv.operations import Lease
+from raftkv.operations import Alarm, Lease
 from raftkv.ports import Clock
+from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import Proposer
@@ -18,6 +19,7 @@ from raftkv.store.results import Result
 from raftkv.types import Revision, Term
 
 _RETRY_SECONDS = 2.0
+_QUOTA_CHECK_SECONDS = 1.0
 
 
 class DutiesStore(Protocol):
@@ -31,6 +33,15 @@ class DutiesStore(Protocol):
     @property
     def compacted_revision(self) -> Revision:
         """The compacted revision."""
+        ...
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the data takes."""
+        ...
+
+    def alarms(self) -> list[Alarm]:
+        """Return the alarms that are active."""
         ...
 
     def leases(self) -> list[Lease]:
@@ -51,6 +62,7 @@ class LeaderDuties:
         clock: Monotonic time.
         timer: The time of leases.
         compactor: Says when to compact.
+        quota: Says when there is no space.
         leading: Returns the term in which this node leads, None when it does not.
     """
 
@@ -61,6 +73,7 @@ class LeaderDuties:
         clock: Clock,
         timer: LeaseClock,
         compactor: Compactor,
+        quota: Quota,
         leading: Callable[[], Term | None],
     ) -> None:
         self._store = store
@@ -68,9 +81,11 @@ class LeaderDuties:
         self._clock = clock
         self._timer = timer
         self._compactor = compactor
+        self._quota = quota
         self._leading = leading
         self._term: Term | None = None
         self._compacting_since = float("-inf")
+        self._quota_checked = float("-inf")
 
     def applied(self) -> None:
         """Take note of leases that were just granted or removed."""
@@ -99,6 +114,10 @@ class LeaderDuties:
             if target is not None:
                 self._compacting_since = now
                 self._propose(Compact(target))
+        if now - self._quota_checked >= _QUOTA_CHECK_SECONDS:
+            self._quota_checked = now
+            for command in self._quota.due(self._store.used_bytes, self._store.alarms()):
+                self._propose(command)
 
     def _propose(self, command: Command) -> None:
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest
-from raftkv.operations import Refused
-from raftkv.service.proposer import Proposer
+from raftkv.operations import NO_SAFEGUARDS, Safeguards
 from raftkv.service.reads import ReadGate
-from raftkv.store.commands import Command, Delete, Put
+from raftkv.service.writes import Writes
+from raftkv.store.commands import Delete, Put
 from raftkv.types import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
@@ -48,26 +48,36 @@ class KeyValues:
 
     Args:
         store: The local store.
-        proposer: The way of writes.
+        writes: The way of writes.
         gate: The way of linearizable reads.
     """
 
-    def __init__(self, store: Reader, proposer: Proposer, gate: ReadGate) -> None:
+    def __init__(self, store: Reader, writes: Writes, gate: ReadGate) -> None:
         self._store = store
-        self._proposer = proposer
+        self._writes = writes
         self._gate = gate
 
-    async def put(self, key: bytes, value: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+    async def put(
+        self,
+        key: bytes,
+        value: bytes,
+        condition: Condition | None = None,
+        *,
+        lease: int = 0,
+        safeguards: Safeguards = NO_SAFEGUARDS,
+    ) -> Written | ConditionFailed:
         """Write a key; return when the write is durable on a majority and applied here."""
         check_key(key)
         if len(value) > MAX_VALUE_BYTES:
             raise InvalidRequest(f"the value has {len(value)} bytes, the limit is {MAX_VALUE_BYTES}")
-        return await self._write(Put(key, value, condition=condition))
+        return await self._write(Put(key, value, lease, condition), safeguards)
 
-    async def delete(self, key: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+    async def delete(
+        self, key: bytes, condition: Condition | None = None, *, safeguards: Safeguards = NO_SAFEGUARDS
+    ) -> Written | ConditionFailed:
         """Delete a key if it exists."""
         check_key(key)
-        return await self._write(Delete(key, condition=condition))
+        return await self._write(Delete(key, condition), safeguards)
 
     async def get(self, key: bytes, consistency: Consistency = Consistency.LINEARIZABLE) -> Read:
         """Read a key."""
@@ -95,10 +105,8 @@ class KeyValues:
             await self._gate.wait()
         return self._store.list(prefix, start, limit, keys_only=keys_only, max_bytes=MAX_PAGE_BYTES)
 
-    async def _write(self, command: Command) -> Written | ConditionFailed:
-        result = await self._proposer.submit(command)
-        if isinstance(result, Refused):
-            raise InvalidRequest(result.text)
+    async def _write(self, command: Put | Delete, safeguards: Safeguards) -> Written | ConditionFailed:
+        result = await self._writes.apply(command, safeguards)
         assert isinstance(result, Written | ConditionFailed), "the result of a write"
         return result
 

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest, LeaseNotFound
-from raftkv.operations import MAX_LEASE_SECONDS, Lease, LeaseTime, Refused
+from raftkv.operations import MAX_LEASE_SECONDS, NO_SAFEGUARDS, Lease, LeaseTime, Safeguards
 from raftkv.ports import Clock, Randomness
-from raftkv.service.proposer import Proposer
 from raftkv.service.reads import ReadGate
-from raftkv.service.refusals import error_of
-from raftkv.store.commands import Command, GrantLease, RevokeLease
+from raftkv.service.writes import Writes
+from raftkv.store.commands import GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
-from raftkv.store.results import Result
+from raftkv.store.results import Granted
 
 _MAX_LEASE_ID = 2**63 - 1
+_MAX_RANDOM_LEASE_ID = 2**53 - 1
+"""What every JSON reader keeps exact."""
 
 
 class LeaseClock:
@@ -121,7 +122,7 @@ class Leases:
 
     Args:
         store: The local store.
-        proposer: The way of changes.
+        writes: The way of changes.
         gate: The way of linearizable reads.
         timer: The leader's time.
         clock: Monotonic time.
@@ -133,7 +134,7 @@ class Leases:
     def __init__(
         self,
         store: LeaseStore,
-        proposer: Proposer,
+        writes: Writes,
         gate: ReadGate,
         timer: LeaseClock,
         clock: Clock,
@@ -142,7 +143,7 @@ class Leases:
         require_leader: Callable[[], None],
     ) -> None:
         self._store = store
-        self._proposer = proposer
+        self._writes = writes
         self._gate = gate
         self._timer = timer
         self._clock = clock
@@ -150,12 +151,13 @@ class Leases:
         self._min_seconds = min_seconds
         self._require_leader = require_leader
 
-    async def grant(self, lease_id: int, seconds: int) -> Lease:
+    async def grant(self, lease_id: int, seconds: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Lease:
         """Make a lease.
 
         Args:
             lease_id: Its id, 0 for a random one.
             seconds: For how long.
+            safeguards: Under what.
 
         Raises:
             LeaseExists: There is one of this id.
@@ -166,8 +168,9 @@ class Leases:
         if not 0 <= lease_id <= _MAX_LEASE_ID:
             raise InvalidRequest(f"{lease_id} is no id of a lease")
         lease = Lease(lease_id or self._random_id(), max(seconds, self._min_seconds))
-        await self._propose(GrantLease(lease.id, lease.seconds))
-        return lease
+        result = await self._writes.apply(GrantLease(lease.id, lease.seconds), safeguards)
+        assert isinstance(result, Granted), "the result of a grant"
+        return result.lease
 
     async def revoke(self, lease_id: int) -> None:
         """Remove a lease, and delete its keys.
@@ -176,7 +179,7 @@ class Leases:
             LeaseNotFound: There is none.
         """
         self._check(lease_id)
-        await self._propose(RevokeLease(lease_id))
+        await self._writes.apply(RevokeLease(lease_id))
 
     async def keep_alive(self, lease_id: int) -> int:
         """Give a lease its full time again, from now on; return that time in seconds.
@@ -237,10 +240,4 @@ class Leases:
             raise LeaseNotFound(f"lease {lease_id} does not exist")
 
     def _random_id(self) -> int:
-        return (int(self._randomness.token(), 16) & _MAX_LEASE_ID) or 1
-
-    async def _propose(self, command: Command) -> Result:
-        result = await self._proposer.submit(command)
-        if isinstance(result, Refused):
-            raise error_of(result)
-        return result
+        return (int(self._randomness.token(), 16) & _MAX_RANDOM_LEASE_ID) or 1

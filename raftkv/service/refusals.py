@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raftkv.errors import (
+    FenceLost,
+    IdempotencyKeyReused,
     InvalidRequest,
     KeyMissing,
     LeaseExists,
@@ -12,6 +14,7 @@ from raftkv.errors import (
     NotApplied,
     RevisionCompacted,
     RevisionInFuture,
+    SpaceExceeded,
 )
 from raftkv.operations import RefusalKind, Refused
 
@@ -22,6 +25,9 @@ _ERRORS: Mapping[RefusalKind, type[NotApplied]] = {
     RefusalKind.LEASE_EXISTS: LeaseExists,
     RefusalKind.COMPACTED: RevisionCompacted,
     RefusalKind.FUTURE_REVISION: RevisionInFuture,
+    RefusalKind.NO_SPACE: SpaceExceeded,
+    RefusalKind.FENCED: FenceLost,
+    RefusalKind.KEY_REUSED: IdempotencyKeyReused,
 }
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Protocol
 
 from raftkv.operations import (
+    NO_SAFEGUARDS,
     PutOperation,
     PutResult,
     RangeQuery,
     RangeResult,
     Refused,
+    Safeguards,
     Transaction,
     TransactionResult,
     is_read_only,
 )
-from raftkv.service.proposer import Proposer
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
-from raftkv.store.commands import Command, Compact, Put, Transact
-from raftkv.store.results import Compacted, Result
+from raftkv.service.writes import Writes
+from raftkv.store.commands import Compact, Put, Transact
+from raftkv.store.results import Compacted
 from raftkv.types import Revision
 
 
@@ -40,6 +42,11 @@ class History(Protocol):
         """Bytes that the data takes."""
         ...
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that the data and what became free of it take."""
+        ...
+
     def range(self, query: RangeQuery) -> RangeResult | Refused:
         """Read the keys of a span."""
         ...
@@ -54,13 +61,13 @@ class Store:
 
     Args:
         history: The local store.
-        proposer: The way of writes.
+        writes: The way of writes.
         gate: The way of linearizable reads.
     """
 
-    def __init__(self, history: History, proposer: Proposer, gate: ReadGate) -> None:
+    def __init__(self, history: History, writes: Writes, gate: ReadGate) -> None:
         self._history = history
-        self._proposer = proposer
+        self._writes = writes
         self._gate = gate
 
     @property
@@ -78,6 +85,11 @@ class Store:
         """Bytes that the local store's data takes."""
         return self._history.used_bytes
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that the data and what became free of it take."""
+        return self._history.file_bytes
+
     async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
         """Read the keys of a span."""
         if not is_stale:
@@ -90,31 +102,25 @@ class Store:
     async def put(self, operation: PutOperation) -> PutResult:
         """Write a key."""
         if operation.value is not None and operation.lease is not None and not operation.wants_previous:
-            await self._propose(Put(operation.key, operation.value, operation.lease))
+            await self._writes.apply(Put(operation.key, operation.value, operation.lease))
             return PutResult(None)
         result = (await self.transact(Transaction((), (operation,), ()))).results[0]
         assert isinstance(result, PutResult)
         return result
 
-    async def transact(self, transaction: Transaction) -> TransactionResult:
+    async def transact(self, transaction: Transaction, *, safeguards: Safeguards = NO_SAFEGUARDS) -> TransactionResult:
         """Carry out a transaction: all of it or nothing."""
-        if is_read_only(transaction):
+        if is_read_only(transaction) and safeguards is NO_SAFEGUARDS:
             await self._gate.wait()
             found = self._history.evaluate(transaction)
             if isinstance(found, Refused):
                 raise error_of(found)
             return found
-        result = await self._propose(Transact(transaction))
+        result = await self._writes.apply(Transact(transaction), safeguards)
         assert isinstance(result, TransactionResult)
         return result
 
     async def compact(self, revision: Revision) -> None:
         """Forget the history below a revision."""
-        result = await self._propose(Compact(revision))
+        result = await self._writes.apply(Compact(revision))
         assert isinstance(result, Compacted)
-
-    async def _propose(self, command: Command) -> Result:
-        result = await self._proposer.submit(command)
-        if isinstance(result, Refused):
-            raise error_of(result)
-        return result

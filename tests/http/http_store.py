@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 
 from raftkv.config import Retention
+from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
+from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases
 from raftkv.service.store import Store
 from raftkv.service.watches import WatchHub
+from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.commands import encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
 from raftkv.types import ClusterId, Index, Term
 from tests.simulation.disk import VirtualDisk
+
+QUOTA_BYTES = 4_000_000
 
 CLUSTER = ClusterId("0123456789abcdef")
 
@@ -49,15 +54,27 @@ class InstantLog:
         self.refusal: Exception | None = None
         timer = LeaseClock(1.0)
         self.duties = LeaderDuties(
-            self.machine, self, self.clock, timer, Compactor(Retention()), lambda: None if self.refusal else Term(1)
+            self.machine,
+            self,
+            self.clock,
+            timer,
+            Compactor(Retention()),
+            Quota(QUOTA_BYTES, "n1"),
+            self.leading,
         )
-        self.store = Store(self.machine, self, self)
-        self.leases = Leases(self.machine, self, self, timer, self.clock, Randomness(), 2, self.require_leader)
+        writes = Writes(self, ClusterTime(self.machine, self.clock, self.leading), 60)
+        self.kv = KeyValues(self.machine, writes, self)
+        self.store = Store(self.machine, writes, self)
+        self.alarms = Alarms(self.machine, writes, QUOTA_BYTES)
+        self.leases = Leases(self.machine, writes, self, timer, self.clock, Randomness(), 2, self.require_leader)
         self.watches = WatchHub(self.machine)
         self.duties.tick()
 
     async def wait(self) -> None:
         return None
+
+    def leading(self) -> Term | None:
+        return None if self.refusal else Term(1)
 
     def require_leader(self) -> None:
         if self.refusal is not None:
@@ -76,4 +93,4 @@ class InstantLog:
 def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
     """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
     log = log or InstantLog()
-    return NodeServices(kv, log.store, log.leases, log.watches, cluster)
+    return NodeServices(kv, log.store, log.leases, log.watches, log.alarms, cluster)

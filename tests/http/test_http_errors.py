@@ -102,7 +102,7 @@ def test_the_documentation_lists_exactly_the_problems_that_exist():
     kinds = [kind for kind in vars(problems).values() if isinstance(kind, problems.Kind)]
     kinds += problems.KIND_OF_ERROR.values()
     page = (Path(__file__).parents[2] / "docs" / "http-errors.md").read_text()
-    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \| (no|unknown) \| (\d+|none) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \| (no|yes|unknown) \| (\d+|none) \|", page, re.MULTILINE)
     retry = {kind: "none" if kind.retry_after is None else str(kind.retry_after) for kind in kinds}
     assert sorted(rows) == sorted({(k.slug, str(k.status), k.applied, retry[k]) for k in kinds})
     assert len({kind.slug for kind in kinds}) == len(set(kinds))

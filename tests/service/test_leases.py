@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from raftkv.config import Retention
 from raftkv.errors import InvalidRequest, LeaseExists, LeaseNotFound, NotLeader
 from raftkv.operations import MAX_LEASE_SECONDS, Lease, RefusalKind, Refused
+from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.leases import LeaseClock, Leases
+from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.commands import Compact, GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
 from raftkv.store.results import Granted
@@ -43,6 +45,10 @@ class Store:
         self.holds_back = False
         self.refusal: Exception | None = None
         self.confirmed = 0
+        self.time = self.used_bytes = 0
+
+    def alarms(self):
+        return []
 
     def lease(self, lease_id):
         return self.kept.get(lease_id)
@@ -88,9 +94,12 @@ class Node:
         self.clock, self.store, self.timer = Clock(), Store(), LeaseClock(1.0)
         self.term: Term | None = Term(1)
         retention = Compactor(Retention(compact_keep_revisions=10))
-        self.duties = LeaderDuties(self.store, self.store, self.clock, self.timer, retention, lambda: self.term)
+        self.duties = LeaderDuties(
+            self.store, self.store, self.clock, self.timer, retention, Quota(0, "n1"), lambda: self.term
+        )
+        writes = Writes(self.store, ClusterTime(self.store, self.clock, lambda: self.term), 60)
         self.leases = Leases(
-            self.store, self.store, self.store, self.timer, self.clock, Randomness(), 2, self.require_leader
+            self.store, writes, self.store, self.timer, self.clock, Randomness(), 2, self.require_leader
         )
         self.duties.tick()
 

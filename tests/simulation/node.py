@@ -21,11 +21,13 @@ from raftkv.errors import FatalError
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
+from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import ProposerLimits
+from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
 from raftkv.store.results import Result
@@ -47,6 +49,7 @@ SETTINGS = ReplicaSettings(
 )
 # Small, so that snapshots, compaction and segments come and go within seconds.
 POLICY = SnapshotPolicy(journal_bytes=3_000, journal_entries=60, tail_bytes=1_000)
+IDEMPOTENCY_KEEP_SECONDS = 60
 RETENTION = Retention(compact_keep_revisions=40)
 SEGMENT_BYTES = 4_096
 
@@ -302,7 +305,9 @@ class SimulatedNode:
             self.replica.on_installed,
             self._on_fatal,
         )
-        self.kv = KeyValues(storage.machine, self.replica.proposer, self.replica.gate)
+        time = ClusterTime(storage.machine, self.clock, self.replica.leading)
+        writes = Writes(self.replica.proposer, time, IDEMPOTENCY_KEEP_SECONDS)
+        self.kv = KeyValues(storage.machine, writes, self.replica.gate)
         self.lease_clock = LeaseClock(TIMING.election_timeout_seconds)
         self.duties = LeaderDuties(
             storage.machine,
@@ -310,6 +315,7 @@ class SimulatedNode:
             self.clock,
             self.lease_clock,
             Compactor(RETENTION),
+            Quota(0, self.name),
             self.replica.leading,
         )
         self.replica.start(self.writer, Endpoint(self.world.network, self.name), self.keeper, self.duties)

@@ -94,6 +94,7 @@ _KNOWN: Mapping[type[errors.RaftkvError], tuple[Code, str]] = {
     errors.LeaseNotFound: (Code.NOT_FOUND, "etcdserver: requested lease not found"),
     errors.LeaseExists: (Code.FAILED_PRECONDITION, "etcdserver: lease already exists"),
     errors.KeyMissing: (Code.INVALID_ARGUMENT, "etcdserver: key not found"),
+    errors.SpaceExceeded: (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
     errors.NotLeader: (Code.UNAVAILABLE, LEADER_CHANGED),
     errors.NoLeader: (Code.UNAVAILABLE, NO_LEADER),
     errors.Superseded: (Code.UNAVAILABLE, LEADER_CHANGED),

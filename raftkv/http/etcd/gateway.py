@@ -245,7 +245,7 @@ class Gateway:
         own = self._cluster.own()
         document: Document = {
             "version": ETCD_VERSION,
-            "dbSize": str(self._store.used_bytes),
+            "dbSize": str(self._store.file_bytes),
             "raftIndex": str(own.commit_index),
             "raftTerm": str(own.term),
             "raftAppliedIndex": str(own.applied_index),

@@ -1,0 +1,73 @@
+"""Alarms, and the quota that raises one by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from raftkv.operations import Alarm, AlarmKind
+from raftkv.service.writes import Writes
+from raftkv.store.commands import SetAlarm
+
+_CLEARED_BELOW = 0.9
+"""Share of the quota: not so near that the alarm would come back with the next write."""
+
+
+class AlarmStore(Protocol):
+    """What this service needs of the store."""
+
+    def alarms(self) -> list[Alarm]:
+        """Return the alarms that are active."""
+        ...
+
+
+class Alarms:
+    """``raftkv.service.api.AlarmService``.
+
+    Args:
+        store: The local store.
+        writes: The way of changes.
+        quota_bytes: Size of the data at which writes are refused, 0 for none.
+    """
+
+    def __init__(self, store: AlarmStore, writes: Writes, quota_bytes: int) -> None:
+        self._store = store
+        self._writes = writes
+        self.quota_bytes = quota_bytes
+
+    def active(self) -> Sequence[Alarm]:
+        """Return the alarms that are active, as this node knows them."""
+        return self._store.alarms()
+
+    async def set(self, alarm: Alarm, *, is_active: bool) -> None:
+        """Raise an alarm, or clear it."""
+        await self._writes.apply(SetAlarm(alarm, is_active))
+
+
+class Quota:
+    """Says when the alarm of a full store is to be raised or cleared.
+
+    Args:
+        quota_bytes: Size of the data, 0 for no bound.
+        member: Under whose name the alarm is raised.
+    """
+
+    def __init__(self, quota_bytes: int, member: str) -> None:
+        self._quota_bytes = quota_bytes
+        self._member = member
+
+    def due(self, used_bytes: int, active: Sequence[Alarm]) -> list[SetAlarm]:
+        """Return the commands that are due.
+
+        Args:
+            used_bytes: Size of the data.
+            active: The alarms that are active.
+        """
+        full = [alarm for alarm in active if alarm.kind is AlarmKind.NO_SPACE]
+        if not self._quota_bytes:
+            return []
+        if used_bytes > self._quota_bytes:
+            return [] if full else [SetAlarm(Alarm(AlarmKind.NO_SPACE, self._member), is_active=True)]
+        if used_bytes < _CLEARED_BELOW * self._quota_bytes:
+            return [SetAlarm(alarm, is_active=False) for alarm in full]
+        return []
