@@ -42,6 +42,10 @@ class SpaceExceeded(NotApplied):
     """The store has reached its quota."""
 
 
+class NotHeld(NotApplied):
+    """The place in a queue (a lock, a candidacy) is gone."""
+
+
 class FenceLost(NotApplied):
     """The lock under which the write was to happen is not held any more under that token."""
 

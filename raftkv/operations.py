@@ -5,7 +5,8 @@ The meaning is etcd's (its ``rpc.proto``): revisions, versions and comparisons c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from raftkv.types import KeyValue, Revision
@@ -287,6 +288,12 @@ class WatchedEvent:
     previous: KeyValue | None
 
 
+MAX_OPERATIONS = 128
+"""In one branch of a transaction, etcd's default."""
+
+MAX_TRANSACTION_BYTES = 1_572_864
+"""1.5 MiB of keys, values and framing, etcd's default."""
+
 MAX_LEASE_SECONDS = 9_000_000_000
 """The longest time of a lease, etcd's."""
 
@@ -305,6 +312,58 @@ def may_put(transaction: Transaction) -> bool:
         isinstance(operation, PutOperation) or (isinstance(operation, Transaction) and may_put(operation))
         for operation in (*transaction.success, *transaction.failure)
     )
+
+
+def transaction_bytes(transaction: Transaction) -> int:
+    """Return what a transaction's keys and values count towards ``MAX_TRANSACTION_BYTES``."""
+    size = 0
+    for compare in transaction.compares:
+        size += len(compare.span.start) + (len(compare.operand) if isinstance(compare.operand, bytes) else 8)
+    for operation in (*transaction.success, *transaction.failure):
+        if isinstance(operation, Transaction):
+            size += transaction_bytes(operation)
+        elif isinstance(operation, PutOperation):
+            size += len(operation.key) + len(operation.value or b"")
+        else:
+            size += len(operation.span.start)
+    return size
+
+
+def has_duplicates(transaction: Transaction) -> bool:
+    """Whether a key is put twice, or put and deleted, on one way through a transaction; as etcd sees it."""
+    return any(_changes(branch) is None for branch in (transaction.success, transaction.failure))
+
+
+def _changes(operations: Sequence[Operation]) -> tuple[set[bytes], list[KeySpan]] | None:
+    """Return what operations put and delete, None when two of them meet.
+
+    Puts of both branches of one nested transaction may meet, since only one is taken. A put of a nested transaction is
+    not compared with the deletes of a later one.
+    """
+    puts: set[bytes] = set()
+    # etcd does not see that a delete of everything from a key on meets a put, and clients may have come to rely on it.
+    spans = [operation.span for operation in operations if isinstance(operation, DeleteOperation)]
+    deletes = [span for span in spans if span.end is not None]
+    for operation in operations:
+        if isinstance(operation, Transaction):
+            then, otherwise = _changes(operation.success), _changes(operation.failure)
+            if then is None or otherwise is None:
+                return None
+            nested = then[0] | otherwise[0]
+            if puts & nested or _any_within(nested, deletes):
+                return None
+            puts |= nested
+            deletes += then[1] + otherwise[1]
+    for operation in operations:
+        if isinstance(operation, PutOperation):
+            if operation.key in puts or _any_within({operation.key}, deletes):
+                return None
+            puts.add(operation.key)
+    return puts, deletes
+
+
+def _any_within(keys: set[bytes], spans: Sequence[KeySpan]) -> bool:
+    return any(key in span for span in spans for key in keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,19 +411,46 @@ MAX_IDEMPOTENCY_KEY_BYTES = 255
 FINGERPRINT_BYTES = 16
 
 
+@dataclass(frozen=True, slots=True)
+class StoreHash:
+    """A digest of the keys and their history, equal on all members at one revision.
+
+    Attributes:
+        value: 32 bits.
+        revision: Up to which revision.
+        compacted_revision: Below which history was left out.
+    """
+
+    value: int
+    revision: int
+    compacted_revision: int
+
+
 class AlarmKind(Enum):
     """What an alarm warns of; the values are etcd's."""
 
     NO_SPACE = 1
     """The store has reached its quota: nothing that would let it grow is accepted."""
 
+    @property
+    def label(self) -> str:
+        """Its name, etcd's."""
+        return self.name.replace("_", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm, and the member that raised it."""
+    """An alarm; two of one kind and member are the same.
+
+    Attributes:
+        kind: What it warns of.
+        member: The member that raised it.
+        is_automatic: Whether that was the quota, which then clears it too; else whoever raised it must.
+    """
 
     kind: AlarmKind
     member: str
+    is_automatic: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ class Quota:
         if not self._quota_bytes:
             return []
         if used_bytes > self._quota_bytes:
-            return [] if full else [SetAlarm(Alarm(AlarmKind.NO_SPACE, self._member), is_active=True)]
+            alarm = Alarm(AlarmKind.NO_SPACE, self._member, is_automatic=True)
+            return [] if full else [SetAlarm(alarm, is_active=True)]
         if used_bytes < _CLEARED_BELOW * self._quota_bytes:
-            return [SetAlarm(alarm, is_active=False) for alarm in full]
+            return [SetAlarm(alarm, is_active=False) for alarm in full if alarm.is_automatic]
         return []

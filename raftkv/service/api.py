@@ -16,6 +16,7 @@ from raftkv.operations import (
     RangeQuery,
     RangeResult,
     Safeguards,
+    StoreHash,
     Transaction,
     TransactionResult,
     Watch,
@@ -175,7 +176,11 @@ class StoreService(Protocol):
         """Carry out a transaction: all of it or nothing."""
         ...
 
-    async def compact(self, revision: Revision) -> None:
+    async def hash(self, revision: int) -> StoreHash:
+        """Return a digest of the local store's history up to a revision, 0 for the present one."""
+        ...
+
+    async def compact(self, revision: Revision, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
         """Forget the history below a revision."""
         ...
 
@@ -190,7 +195,7 @@ class LeaseService(Protocol):
         """Make a lease; id 0 for a random one."""
         ...
 
-    async def revoke(self, lease_id: int) -> None:
+    async def revoke(self, lease_id: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
         """Remove a lease, and delete its keys."""
         ...
 

@@ -172,14 +172,18 @@ class Leases:
         assert isinstance(result, Granted), "the result of a grant"
         return result.lease
 
-    async def revoke(self, lease_id: int) -> None:
+    async def revoke(self, lease_id: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
         """Remove a lease, and delete its keys.
+
+        Args:
+            lease_id: Its id.
+            safeguards: Under what.
 
         Raises:
             LeaseNotFound: There is none.
         """
         self._check(lease_id)
-        await self._writes.apply(RevokeLease(lease_id))
+        await self._writes.apply(RevokeLease(lease_id), safeguards)
 
     async def keep_alive(self, lease_id: int) -> int:
         """Give a lease its full time again, from now on; return that time in seconds.

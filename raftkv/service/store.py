@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import zlib
 from typing import Protocol
 
+from raftkv.errors import RevisionCompacted, RevisionInFuture
 from raftkv.operations import (
     NO_SAFEGUARDS,
+    Event,
     PutOperation,
     PutResult,
     RangeQuery,
     RangeResult,
     Refused,
     Safeguards,
+    StoreHash,
     Transaction,
     TransactionResult,
     is_read_only,
@@ -22,6 +27,8 @@ from raftkv.service.writes import Writes
 from raftkv.store.commands import Compact, Put, Transact
 from raftkv.store.results import Compacted
 from raftkv.types import Revision
+
+_HASHED_AT_A_TIME = 1000
 
 
 class History(Protocol):
@@ -49,6 +56,10 @@ class History(Protocol):
 
     def range(self, query: RangeQuery) -> RangeResult | Refused:
         """Read the keys of a span."""
+        ...
+
+    def events(self, first: int, last: int, limit: int) -> list[tuple[int, Event]]:
+        """Return changes from a revision on and up to another: whole revisions."""
         ...
 
     def evaluate(self, transaction: Transaction) -> TransactionResult | Refused:
@@ -120,7 +131,38 @@ class Store:
         assert isinstance(result, TransactionResult)
         return result
 
-    async def compact(self, revision: Revision) -> None:
+    async def hash(self, revision: int) -> StoreHash:
+        """Return a digest of the local store's history up to a revision, 0 for the present one.
+
+        Raises:
+            RevisionInFuture: The store has not reached the revision.
+            RevisionCompacted: It is compacted.
+        """
+        last = revision or self._history.revision
+        if last > self._history.revision:
+            raise RevisionInFuture(f"the store is at revision {self._history.revision}, not at {last} yet")
+        compacted = self._history.compacted_revision
+        if last < compacted:
+            raise RevisionCompacted(f"revision {last} is compacted, up to {compacted}")
+        value, position = 0, 1
+        while position <= last:
+            changes = self._history.events(position, last, _HASHED_AT_A_TIME)
+            for changed, event in changes:
+                value = _add_to_hash(value, changed, event)
+            position = changes[-1][0] + 1 if changes else last + 1
+            await asyncio.sleep(0)
+            if self._history.compacted_revision != compacted:
+                return await self.hash(last)
+        return StoreHash(value, last, compacted)
+
+    async def compact(self, revision: Revision, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
         """Forget the history below a revision."""
-        result = await self._writes.apply(Compact(revision))
+        result = await self._writes.apply(Compact(revision), safeguards)
         assert isinstance(result, Compacted)
+
+
+def _add_to_hash(value: int, revision: int, event: Event) -> int:
+    item = event.item
+    numbers = (revision, item.create_revision, item.version, item.lease, len(item.key))
+    head = event.kind.value.encode() + b" %d %d %d %d %d " % numbers
+    return zlib.crc32(item.value, zlib.crc32(item.key, zlib.crc32(head, value)))

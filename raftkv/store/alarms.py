@@ -9,7 +9,10 @@ from raftkv.store.commands import Command, GrantLease, Put, Transact
 
 def all_alarms(view: ReadTransaction) -> list[Alarm]:
     """Return the alarms that are active, by kind and member."""
-    return [Alarm(AlarmKind(name[0]), name[1:].decode()) for name, _nothing in view.view(Space.ALARMS).scan(b"")]
+    return [
+        Alarm(AlarmKind(name[0]), name[1:].decode(), bool(is_automatic))
+        for name, is_automatic in view.view(Space.ALARMS).scan(b"")
+    ]
 
 
 def set_alarm(transaction: WriteTransaction, alarm: Alarm, *, is_active: bool) -> None:
@@ -17,7 +20,7 @@ def set_alarm(transaction: WriteTransaction, alarm: Alarm, *, is_active: bool) -
     name = bytes([alarm.kind.value]) + alarm.member.encode()
     tree = transaction.tree(Space.ALARMS)
     if is_active:
-        tree.put(name, b"")
+        tree.put(name, b"1" if alarm.is_automatic else b"")
     else:
         tree.delete(name)
 

@@ -199,7 +199,8 @@ def _fields(command: Command) -> tuple[Any, ...]:
     if isinstance(command, RevokeLease):
         return (_REVOKE_LEASE, command.lease_id)
     if isinstance(command, SetAlarm):
-        return (_SET_ALARM, command.alarm.kind.value, command.alarm.member, command.is_active)
+        alarm = command.alarm
+        return (_SET_ALARM, alarm.kind.value, alarm.member, alarm.is_automatic, command.is_active)
     return _guarded_fields(command)
 
 
@@ -234,7 +235,7 @@ def _command(item: Any) -> Command:
             return Delete(item[1], _condition(item[2]))
         if len(item) == 2 and item[0] == _TRANSACT:
             return Transact(_transaction(item[1]))
-        if len(item) == 4 and item[0] == _SET_ALARM:
+        if len(item) == 5 and item[0] == _SET_ALARM:
             return _set_alarm(*item[1:])
         if len(item) == 4 and item[0] == _GUARDED:
             return _guarded(*item[1:])
@@ -250,10 +251,11 @@ def _transaction(fields: Any) -> Transaction:
         raise MalformedCommand(f"a transaction of a wrong shape: {error}") from None
 
 
-def _set_alarm(kind: Any, member: Any, is_active: Any) -> SetAlarm:
-    if kind not in [known.value for known in AlarmKind] or type(member) is not str or type(is_active) is not bool:
+def _set_alarm(kind: Any, member: Any, is_automatic: Any, is_active: Any) -> SetAlarm:
+    flags_are_flags = type(is_automatic) is bool and type(is_active) is bool
+    if kind not in [known.value for known in AlarmKind] or type(member) is not str or not flags_are_flags:
         raise MalformedCommand("an alarm of a wrong shape")
-    return SetAlarm(Alarm(AlarmKind(kind), member), is_active)
+    return SetAlarm(Alarm(AlarmKind(kind), member, is_automatic), is_active)
 
 
 def _guarded(inner: Any, fence: Any, once: Any) -> Guarded:

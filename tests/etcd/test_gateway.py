@@ -168,10 +168,9 @@ async def test_a_stopping_node_ends_streams_so_that_clients_go_elsewhere(server)
 async def test_a_client_that_leaves_is_noticed(server):
     async with server.stream("/v3/watch", {"create_request": {"key": b64(b"a")}}) as answer:
         await frame(answer)
-        waiting = server.log.watches._waiting
-        await until(lambda: waiting)
+        await until(lambda: server.log.watches.number_waiting)
         answer.close()
-        await until(lambda: not waiting)
+        await until(lambda: not server.log.watches.number_waiting)
 
 
 async def test_keep_alives_are_answered_one_by_one(server):
