@@ -13,6 +13,7 @@ from multidict import istr
 X_REVISION = istr("X-Raftkv-Revision")
 X_CREATE_REVISION = istr("X-Raftkv-Create-Revision")
 X_VERSION = istr("X-Raftkv-Version")
+X_LEASE = istr("X-Raftkv-Lease")
 X_CONSISTENCY = istr("X-Raftkv-Consistency")
 X_CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from raftkv import __version__
 from raftkv.http.answers import json_response
 from raftkv.http.body import refuse_body
-from raftkv.http.etcd.gateway import ETCD_VERSION
+from raftkv.http.etcd.maintenance import ETCD_VERSION
 from raftkv.http.routing import Call
 from raftkv.http.target import Query
 from raftkv.service.api import ClusterService, MemberStatus

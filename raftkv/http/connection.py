@@ -81,6 +81,7 @@ class Connection(web.RequestHandler):
     def begin(self, payload: StreamReader) -> None:
         """Note the body of the request that is being handled from now on."""
         self._payload = payload
+        self._streaming = False
 
     def drain(self) -> asyncio.Task[None] | None:
         """Close when idle, else after the request under way.

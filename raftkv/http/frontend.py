@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
@@ -12,12 +13,23 @@ from raftkv.http.cluster import ClusterApi
 from raftkv.http.connection import Server
 from raftkv.http.etcd import Gateway
 from raftkv.http.etcd.gateway import PREFIXES
+from raftkv.http.etcd.health import EtcdHealthApi
 from raftkv.http.health import HealthApi
-from raftkv.http.native import NativeApi
+from raftkv.http.keys import KeyApi
+from raftkv.http.leases import LeaseApi
+from raftkv.http.open_ended import ClientGone, OpenEnded
 from raftkv.http.problems import problem_of
 from raftkv.http.routing import Methods, Router, options_response
+from raftkv.http.safeguards import election_prefix, lock_prefix
 from raftkv.http.target import origin_form
+from raftkv.http.transactions import TransactionApi
+from raftkv.http.turns import ElectionApi, LockApi
+from raftkv.http.watch import WatchApi
 from raftkv.service.api import NodeServices
+from raftkv.service.turns import Turns
+
+_CLIENT_GONE = 499
+"""nginx's status of requests whose client did not wait; only the access log sees it."""
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: several hundred clients may arrive in the same moment."""
@@ -56,8 +68,13 @@ class FrontEnd:
 
     def __init__(self, services: NodeServices, settings: FrontEndSettings | None = None) -> None:
         self._settings = settings or FrontEndSettings()
-        self._gateway = Gateway(services, self._settings.request_timeout_seconds)
-        self._router = _routes(services, self._gateway, self._settings)
+        self._open_ended = OpenEnded()
+        turns = Turns(services.store, services.leases, services.watches)
+        self._gateway = Gateway(services, turns, self._open_ended, self._settings.request_timeout_seconds)
+        self._router = Router(
+            _exact_routes(services, self._open_ended, self._settings),
+            _routes_below(services, turns, self._gateway, self._open_ended, self._settings),
+        )
         self._allowed_anywhere = self._router.allowed_anywhere()
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
@@ -101,7 +118,7 @@ class FrontEnd:
         if self._listener is None or self._server is None:
             return
         self._listener.close()
-        self._gateway.end_streams()
+        self._open_ended.end()
         await self._server.drain(grace_seconds)
         await self._gateway.close()
         self._listener = self._server = None
@@ -116,25 +133,52 @@ class FrontEnd:
                 return options_response(self._allowed_anywhere)
             target = origin_form(target)
             return await self._router.dispatch(request, target)
+        except ClientGone:
+            return web.Response(status=_CLIENT_GONE)
         except Exception as error:  # noqa: BLE001 - the boundary; problem_of logs what nobody expected
             return problem_of(error, target).response()
 
 
-def _routes(services: NodeServices, gateway: Gateway, settings: FrontEndSettings) -> Router:
-    native = NativeApi(services.kv, settings.request_timeout_seconds)
+def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: FrontEndSettings) -> Mapping[str, Methods]:
+    seconds = settings.request_timeout_seconds
+    keys, transactions = KeyApi(services.kv, seconds), TransactionApi(services.store, seconds)
+    leases = LeaseApi(services.leases, seconds)
+    watch = WatchApi(services.watches, services.store, open_ended)
     about = ClusterApi(services.cluster)
-    health = HealthApi(services.cluster)
-    exact = {
-        "/v1/kv": {"GET": native.list, "HEAD": native.list},
+    health, etcd_health = HealthApi(services.cluster), EtcdHealthApi(services.cluster, services.alarms)
+    return {
+        "/v1/kv": {"GET": keys.list, "HEAD": keys.list},
+        "/v1/txn": {"POST": transactions.transact},
+        "/v1/compaction": {"POST": transactions.compact},
+        "/v1/watch": {"GET": watch.watch},
+        "/v1/leases": {"POST": leases.grant, "GET": leases.list},
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
         "/livez": {"GET": health.live, "HEAD": health.live},
         "/readyz": {"GET": health.ready, "HEAD": health.ready},
         "/version": {"GET": about.version, "HEAD": about.version},
+        "/health": {"GET": etcd_health.health, "HEAD": etcd_health.health},
     }
-    below: dict[str, Methods] = {
-        "/v1/kv/": {"PUT": native.put, "GET": native.get, "HEAD": native.get, "DELETE": native.delete},
+
+
+def _routes_below(
+    services: NodeServices, turns: Turns, gateway: Gateway, open_ended: OpenEnded, settings: FrontEndSettings
+) -> Mapping[str, Methods]:
+    seconds = settings.request_timeout_seconds
+    keys, leases = KeyApi(services.kv, seconds), LeaseApi(services.leases, seconds)
+    locks = LockApi(turns, lock_prefix, services.leases, open_ended, seconds)
+    elections = ElectionApi(turns, election_prefix, services.leases, open_ended, seconds)
+    health = HealthApi(services.cluster)
+    return {
+        "/v1/kv/": {"PUT": keys.put, "GET": keys.get, "HEAD": keys.get, "DELETE": keys.delete},
+        "/v1/leases/": {"GET": leases.describe, "PUT": leases.keep_alive, "DELETE": leases.revoke},
+        "/v1/locks/": {"POST": locks.acquire, "GET": locks.describe, "PUT": locks.renew, "DELETE": locks.release},
+        "/v1/elections/": {
+            "POST": elections.campaign,
+            "GET": elections.leader,
+            "PUT": elections.proclaim,
+            "DELETE": elections.resign,
+        },
         "/livez/": {"GET": health.live, "HEAD": health.live},
         "/readyz/": {"GET": health.ready, "HEAD": health.ready},
-        **{prefix: {"POST": gateway.post} for prefix in PREFIXES},
+        **{prefix: {"POST": gateway.post, "GET": gateway.get, "OPTIONS": gateway.preflight} for prefix in PREFIXES},
     }
-    return Router(exact, below)

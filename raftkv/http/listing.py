@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote_from_bytes
 
-from raftkv.http.problems import INVALID_QUERY, NOT_TEXT, ProblemError
+from raftkv.http.items import render_bytes, render_item
+from raftkv.http.problems import INVALID_QUERY, ProblemError
 from raftkv.http.target import Query
-from raftkv.types import MAX_KEY_BYTES, KeyRange, KeyValue
+from raftkv.types import MAX_KEY_BYTES, KeyRange
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -60,27 +59,12 @@ def render_page(page: KeyRange, listing: Listing) -> dict[str, Any]:
     Raises:
         ProblemError: Something on it is not text, and base64 was not asked for.
     """
-    encode = _to_base64 if listing.as_base64 else _to_text
-    next_key = page.next_key
+    next_key, as_base64 = page.next_key, listing.as_base64
     return {
         "revision": page.revision,
-        "items": [_render_item(item, encode, keys_only=listing.keys_only) for item in page.items],
-        "next": None if next_key is None else encode(next_key, "the key", next_key),
+        "items": [render_item(item, as_base64=as_base64, keys_only=listing.keys_only) for item in page.items],
+        "next": None if next_key is None else render_bytes(next_key, "the key", next_key, as_base64=as_base64),
     }
-
-
-def _render_item(item: KeyValue, encode: Callable[[bytes, str, bytes], str], *, keys_only: bool) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "key": encode(item.key, "the key", item.key),
-        "create_revision": item.create_revision,
-        "mod_revision": item.mod_revision,
-        "version": item.version,
-    }
-    if not keys_only:
-        document["value"] = encode(item.value, "the value of", item.key)
-    if item.lease:
-        document["lease"] = item.lease
-    return document
 
 
 def _key_parameter(query: Query, name: str, *, as_base64: bool) -> bytes:
@@ -99,16 +83,3 @@ def _from_base64(name: str, raw: bytes) -> bytes:
         shown = raw.decode("utf-8", "backslashreplace")
         hint = "; in a query '+' must be written as %2B" if b" " in raw else ""
         raise ProblemError(INVALID_QUERY, f"{name} is not base64: {shown!r}{hint}") from None
-
-
-def _to_base64(data: bytes, _what: str, _key: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _to_text(data: bytes, what: str, key: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        named = quote_from_bytes(key, safe="/")
-        detail = f"{what} {named} (percent-encoded) is not UTF-8 text; ask with encoding=base64"
-        raise ProblemError(NOT_TEXT, detail, members={"key": named}) from None

@@ -50,6 +50,11 @@ INVALID_ENCODING = Kind("invalid-encoding", 400, "A percent-encoding is not vali
 INVALID_KEY = Kind("invalid-key", 400, "The key is empty or too long")
 INVALID_QUERY = Kind("invalid-query", 400, "A query parameter is not valid")
 INVALID_PRECONDITION = Kind("invalid-precondition", 400, "A precondition header is not valid")
+INVALID_JSON = Kind("invalid-json", 400, "The body is not the JSON that this request takes")
+INVALID_HEADER = Kind("invalid-header", 400, "A header is not valid")
+DUPLICATE_KEY = Kind("duplicate-key", 400, "The transaction writes a key twice")
+NOT_ACQUIRED = Kind("not-acquired", 409, "Somebody else holds it", retry_after=1)
+NOT_ELECTED = Kind("not-elected", 404, "Nobody is elected")
 UNEXPECTED_BODY = Kind("unexpected-body", 400, "This request takes no body")
 MALFORMED_BODY = Kind("malformed-body", 400, "The body's transfer coding is not valid")
 TRUNCATED_BODY = Kind("truncated-body", 400, "The body ended before its announced end")
@@ -71,6 +76,7 @@ KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
     errors.LeaseNotFound: Kind("lease-not-found", 404, "The lease does not exist"),
     errors.LeaseExists: Kind("lease-exists", 409, "The lease exists already"),
     errors.SpaceExceeded: Kind("space-exceeded", 507, "The store has reached its quota"),
+    errors.NotHeld: Kind("not-held", 409, "The lock or candidacy is gone"),
     errors.FenceLost: Kind("fence-lost", 412, "The lock is not held under this token"),
     errors.IdempotencyKeyReused: Kind("idempotency-key-reused", 422, "The idempotency key stands for another request"),
     errors.AlreadyApplied: Kind("already-applied", 409, "The request was applied before", applied="yes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from raftkv.operations import NO_SAFEGUARDS
 from raftkv.service.api import (
     ClusterStatus,
     Condition,
@@ -63,7 +64,9 @@ class FakeKeyValueService:
         holds = found != 0 if condition.mod_revision is None else found == condition.mod_revision
         return None if holds else ConditionFailed(Revision(self.revision), found)
 
-    async def put(self, key: bytes, value: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+    async def put(
+        self, key: bytes, value: bytes, condition: Condition | None = None, *, lease: int = 0, safeguards=NO_SAFEGUARDS
+    ) -> Written | ConditionFailed:
         await self._begin()
         if refusal := self._refusal(key, condition):
             return refusal
@@ -76,7 +79,9 @@ class FakeKeyValueService:
         self.finished.set()
         return Written(revision, self.keys[key])
 
-    async def delete(self, key: bytes, condition: Condition | None = None) -> Written | ConditionFailed:
+    async def delete(
+        self, key: bytes, condition: Condition | None = None, *, safeguards=NO_SAFEGUARDS
+    ) -> Written | ConditionFailed:
         await self._begin()
         if refusal := self._refusal(key, condition):
             return refusal

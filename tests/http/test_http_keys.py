@@ -215,7 +215,7 @@ async def test_preconditions_that_make_no_sense_are_refused(client, kv):
 async def test_the_largest_revision_is_an_etag(client, kv):
     seen = []
 
-    async def put(key: bytes, value: bytes, condition: Condition | None = None) -> object:
+    async def put(key: bytes, value: bytes, condition: Condition | None = None, **_options: object) -> object:
         seen.append(condition)
         return kv._refusal(key, condition)
 

@@ -18,6 +18,7 @@ MAX_DEPTH = 64
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _INT64 = range(-(2**63), 2**63)
+_UINT64 = range(2**64)
 
 
 class Fields:
@@ -71,6 +72,13 @@ class Fields:
 
     def integer(self, name: str) -> int:
         """Return a 64-bit integer, 0 when it is not set; a number, or a string of one."""
+        return self._integer(name, _INT64)
+
+    def unsigned(self, name: str) -> int:
+        """Return a 64-bit integer without a sign, 0 when it is not set."""
+        return self._integer(name, _UINT64)
+
+    def _integer(self, name: str, numbers: range) -> int:
         value = self.get(name)
         if value is None:
             return 0
@@ -78,7 +86,7 @@ class Fields:
             value = int(value)
         if type(value) is not int:
             raise _wrong(name, value, "a 64-bit integer")
-        if value not in _INT64:
+        if value not in numbers:
             raise invalid(f"{name}: {value} is no 64-bit integer")
         return value
 

@@ -15,6 +15,7 @@ FORWARDED = "X-Raftkv-Forwarded"
 """Set on a request that was sent on; it is not sent on again, or two nodes could do so for ever."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0, sock_connect=2.0)
+_UNBOUNDED = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 
 
 class Forwarder:
@@ -23,7 +24,9 @@ class Forwarder:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, request: web.BaseRequest, path: str, body: bytes, leader: NotLeader) -> web.Response:
+    async def send(
+        self, request: web.BaseRequest, path: str, body: bytes, leader: NotLeader, *, lasts: bool
+    ) -> web.Response:
         """Return the leader's answer.
 
         Args:
@@ -31,6 +34,7 @@ class Forwarder:
             path: Its path.
             body: Its body.
             leader: Who leads.
+            lasts: Whether the answer may take as long as it takes.
 
         Raises:
             GatewayError: The leader is unknown, has changed, or does not answer.
@@ -38,7 +42,13 @@ class Forwarder:
         url = _leader_url(request, leader)
         session = self._open()
         try:
-            async with session.post(url + path, data=body, headers={FORWARDED: "1"}, allow_redirects=False) as answer:
+            async with session.post(
+                url + path,
+                data=body,
+                headers={FORWARDED: "1"},
+                allow_redirects=False,
+                timeout=_UNBOUNDED if lasts else _TIMEOUT,
+            ) as answer:
                 headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "raftkv"}
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)
         except aiohttp.ClientConnectorError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
-from raftkv.http.etcd.errors import REQUEST_TOO_LARGE, GatewayError, invalid
+from raftkv.http.etcd.errors import REQUEST_TOO_LARGE, invalid
 from raftkv.http.etcd.fields import Fields
 from raftkv.operations import (
+    MAX_OPERATIONS,
+    MAX_TRANSACTION_BYTES,
     Compare,
     CompareTarget,
     DeleteOperation,
@@ -25,13 +26,10 @@ from raftkv.operations import (
     SortTarget,
     Transaction,
     TransactionResult,
+    has_duplicates,
+    transaction_bytes,
 )
 from raftkv.types import MAX_KEY_BYTES, KeyValue
-
-MAX_REQUEST_BYTES = 1_572_864
-"""1.5 MiB of keys, values and framing, etcd's default."""
-
-MAX_OPERATIONS = 128
 
 _SORT_TARGETS = (SortTarget.KEY, SortTarget.VERSION, SortTarget.CREATE, SortTarget.MOD, SortTarget.VALUE)
 _SORT_ORDERS = (SortOrder.NONE, SortOrder.ASCEND, SortOrder.DESCEND)
@@ -78,7 +76,7 @@ def parse_put(fields: Fields) -> PutOperation:
         raise invalid("etcdserver: value is provided")
     if ignore_lease and lease:
         raise invalid("etcdserver: lease is provided")
-    if len(key) + len(value) > MAX_REQUEST_BYTES:
+    if len(key) + len(value) > MAX_TRANSACTION_BYTES:
         raise invalid(REQUEST_TOO_LARGE)
     if lease < 0:
         raise invalid("etcdserver: requested lease not found")
@@ -93,8 +91,9 @@ def parse_delete(fields: Fields) -> DeleteOperation:
 def parse_transaction(fields: Fields) -> Transaction:
     """Read a transaction, and check what can be checked of it without the store."""
     transaction = _transaction(fields)
-    _check_duplicates(transaction)
-    if _size(transaction) > MAX_REQUEST_BYTES:
+    if has_duplicates(transaction):
+        raise invalid("etcdserver: duplicate key given in txn request")
+    if transaction_bytes(transaction) > MAX_TRANSACTION_BYTES:
         raise invalid(REQUEST_TOO_LARGE)
     return transaction
 
@@ -148,60 +147,6 @@ def _key(fields: Fields) -> bytes:
     if len(key) > MAX_KEY_BYTES:
         raise invalid(REQUEST_TOO_LARGE)
     return key
-
-
-def _size(transaction: Transaction) -> int:
-    size = 0
-    for compare in transaction.compares:
-        size += len(compare.span.start) + (len(compare.operand) if isinstance(compare.operand, bytes) else 8)
-    for operation in (*transaction.success, *transaction.failure):
-        if isinstance(operation, Transaction):
-            size += _size(operation)
-        elif isinstance(operation, PutOperation):
-            size += len(operation.key) + len(operation.value or b"")
-        else:
-            size += len(operation.span.start)
-    return size
-
-
-def _check_duplicates(transaction: Transaction) -> None:
-    """Refuse two puts of a key, and a put that meets a delete, within one way through the transaction."""
-    for branch in (transaction.success, transaction.failure):
-        _changes(branch)
-
-
-def _changes(operations: Sequence[Operation]) -> tuple[set[bytes], list[KeySpan]]:
-    """Return what operations put and delete, refusing what etcd refuses and in its order.
-
-    Puts of both branches of one nested transaction may meet, since only one is taken. A put of a nested transaction is
-    not compared with the deletes of a later one.
-    """
-    puts: set[bytes] = set()
-    # etcd does not see that a delete of everything from a key on meets a put, and clients may have come to rely on it.
-    spans = [operation.span for operation in operations if isinstance(operation, DeleteOperation)]
-    deletes = [span for span in spans if span.end is not None]
-    for operation in operations:
-        if isinstance(operation, Transaction):
-            then_puts, then_deletes = _changes(operation.success)
-            else_puts, else_deletes = _changes(operation.failure)
-            if puts & (then_puts | else_puts) or _any_within(then_puts | else_puts, deletes):
-                raise _duplicate()
-            puts |= then_puts | else_puts
-            deletes += then_deletes + else_deletes
-    for operation in operations:
-        if isinstance(operation, PutOperation):
-            if operation.key in puts or _any_within({operation.key}, deletes):
-                raise _duplicate()
-            puts.add(operation.key)
-    return puts, deletes
-
-
-def _any_within(keys: set[bytes], spans: Sequence[KeySpan]) -> bool:
-    return any(key in span for span in spans for key in keys)
-
-
-def _duplicate() -> GatewayError:
-    return invalid("etcdserver: duplicate key given in txn request")
 
 
 def key_value_json(item: KeyValue) -> dict[str, Any]:

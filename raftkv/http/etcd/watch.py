@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from raftkv.errors import RaftkvError, RevisionCompacted
 from raftkv.http.etcd.fields import Fields
+from raftkv.http.etcd.headers import Headers
 from raftkv.http.etcd.messages import key_value_json
 from raftkv.http.etcd.stream import Stream
 from raftkv.operations import EventKind, KeySpan, Watch, WatchedEvent
 from raftkv.service.api import StoreService, WatcherHandle, WatchService
-from raftkv.types import MAX_KEY_BYTES
+from raftkv.types import MAX_KEY_BYTES, Revision
 
 _FILTERS = ("NOPUT", "NODELETE")
 _IGNORED = (EventKind.PUT, EventKind.DELETE)
+
+PROGRESS_SECONDS = 600.0
+"""After this time without an event, a watch that wants it is told how far it is."""
 
 _FRAGMENT_BYTES = 1_048_576
 _EVENT_OVERHEAD_BYTES = 64
@@ -32,16 +36,20 @@ class WatchStream:
         stream: The stream.
         watches: Where watches come from.
         store: For its revisions.
-        header: Returns the header of a frame.
+        headers: Writes headers.
     """
 
     def __init__(
-        self, stream: Stream, watches: WatchService, store: StoreService, header: Callable[[], dict[str, Any]]
+        self,
+        stream: Stream,
+        watches: WatchService,
+        store: StoreService,
+        headers: Headers,
     ) -> None:
         self._stream = stream
         self._watches = watches
         self._store = store
-        self._header = header
+        self._headers = headers
         self._running: dict[int, asyncio.Task[None]] = {}
         self._synced: dict[int, WatcherHandle] = {}
         self._next_id = 0
@@ -74,7 +82,7 @@ class WatchStream:
             await self._progress()
 
     async def _create(self, fields: Fields) -> None:
-        watch, fragments = _parse(fields), fields.flag("fragment")
+        watch, fragments, notifies = _parse(fields), fields.flag("fragment"), fields.flag("progress_notify")
         watch_id = fields.integer("watch_id")
         if watch_id in self._running and watch_id:
             await self._refuse(_DUPLICATE)
@@ -89,13 +97,15 @@ class WatchStream:
             self._next_id += 1
         watcher = self._watches.open(watch)
         # The position is taken before the answer goes out: nothing between the two is missed.
-        await self._stream.send({"header": self._header(), **_numbered(watch_id), "created": True})
+        await self._stream.send(self._headers.answer({**_numbered(watch_id), "created": True}))
         self._synced[watch_id] = watcher
-        self._running[watch_id] = asyncio.create_task(self._follow(watch_id, watcher, fragments=fragments))
+        self._running[watch_id] = asyncio.create_task(
+            self._follow(watch_id, watcher, fragments=fragments, notifies=notifies)
+        )
 
     async def _refuse(self, reason: str) -> None:
         document = {"watch_id": "-1", "created": True, "canceled": True, "cancel_reason": reason}
-        await self._stream.send({"header": self._header(), **document})
+        await self._stream.send(self._headers.answer({**document}))
 
     async def _cancel(self, watch_id: int) -> None:
         task = self._running.pop(watch_id, None)
@@ -104,27 +114,37 @@ class WatchStream:
         self._synced.pop(watch_id, None)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await self._stream.send({"header": self._header(), **_numbered(watch_id), "canceled": True})
+        await self._stream.send(self._headers.answer({**_numbered(watch_id), "canceled": True}))
 
     async def _progress(self) -> None:
         """Say up to where everything was told, when every watch has told everything."""
         revision = self._store.revision
         if all(watcher.position > revision for watcher in self._synced.values()):
-            await self._stream.send({"header": self._header(), "watch_id": "-1"})
+            await self._stream.send(self._headers.answer({"watch_id": "-1"}))
 
-    async def _follow(self, watch_id: int, watcher: WatcherHandle, *, fragments: bool) -> None:
+    async def _follow(self, watch_id: int, watcher: WatcherHandle, *, fragments: bool, notifies: bool) -> None:
         with suppress(ConnectionError):
             try:
                 while True:
-                    await self._tell(watch_id, await watcher.next(), fragments=fragments)
+                    events = await self._next(watch_id, watcher) if notifies else await watcher.next()
+                    await self._tell(watch_id, events, fragments=fragments)
             except RevisionCompacted:
                 document = {"canceled": True, "compact_revision": str(self._store.compacted_revision)}
                 self._running.pop(watch_id, None)
                 self._synced.pop(watch_id, None)
-                await self._stream.send({"header": self._header(), **_numbered(watch_id), **document})
+                await self._stream.send(self._headers.answer({**_numbered(watch_id), **document}))
             except RaftkvError:
                 # The node is stopping: the stream as a whole says so.
                 return
+
+    async def _next(self, watch_id: int, watcher: WatcherHandle) -> Sequence[WatchedEvent]:
+        """Return the next events; say how far the watch is for as long as there are none."""
+        while True:
+            try:
+                async with asyncio.timeout(PROGRESS_SECONDS):
+                    return await watcher.next()
+            except TimeoutError:
+                await self._stream.send(self._headers.answer(_numbered(watch_id), Revision(watcher.position - 1)))
 
     async def _tell(self, watch_id: int, events: Sequence[WatchedEvent], *, fragments: bool) -> None:
         parts = _fragments(events) if fragments else [list(events)]
@@ -132,7 +152,7 @@ class WatchStream:
             document: dict[str, Any] = {"events": [_event_json(event) for event in part]}
             if number < len(parts):
                 document["fragment"] = True
-            await self._stream.send({"header": self._header(), **_numbered(watch_id), **document})
+            await self._stream.send(self._headers.answer({**_numbered(watch_id), **document}))
 
 
 def _parse(fields: Fields) -> Watch:

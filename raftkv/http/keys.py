@@ -8,15 +8,18 @@ from raftkv.http.answers import (
     X_CONSISTENCY,
     X_CONTENT_TYPE_OPTIONS,
     X_CREATE_REVISION,
+    X_LEASE,
     X_REVISION,
     X_VERSION,
     json_response,
 )
 from raftkv.http.body import read_body, refuse_body
+from raftkv.http.leases import MAX_LEASE_ID
 from raftkv.http.listing import parse_listing, render_page
 from raftkv.http.preconditions import etag, refuse_if_match, unchanged, write_condition
 from raftkv.http.problems import INVALID_KEY, KEY_NOT_FOUND, PRECONDITION_FAILED, ProblemError
 from raftkv.http.routing import Call
+from raftkv.http.safeguards import read_safeguards
 from raftkv.http.target import Query, percent_decode
 from raftkv.service.api import KeyValueService
 from raftkv.types import MAX_KEY_BYTES, MAX_VALUE_BYTES, ConditionFailed, Consistency, KeyValue, Revision
@@ -24,7 +27,7 @@ from raftkv.types import MAX_KEY_BYTES, MAX_VALUE_BYTES, ConditionFailed, Consis
 CONSISTENCIES = tuple(consistency.value for consistency in Consistency)
 
 
-class NativeApi:
+class KeyApi:
     """Handlers of the native key-value API.
 
     Args:
@@ -39,10 +42,11 @@ class NativeApi:
     async def put(self, call: Call) -> web.Response:
         """``PUT /v1/kv/{key}``: the body is the value; 201 when the key is new, 200 when it was replaced."""
         key = _key(call)
-        _refuse_query(call)
+        lease = Query(call.query, ("lease",)).integer("lease", 0, MAX_LEASE_ID, 0) if call.query else 0
         condition = write_condition(call.request, may_create=True)
         value = await read_body(call.request, MAX_VALUE_BYTES, self._body_timeout_seconds)
-        outcome = await self._kv.put(key, value, condition)
+        safeguards = read_safeguards(call.request, value)
+        outcome = await self._kv.put(key, value, condition, lease=lease, safeguards=safeguards)
         if isinstance(outcome, ConditionFailed):
             raise _precondition_failed(outcome)
         current = outcome.current
@@ -62,7 +66,7 @@ class NativeApi:
         _refuse_query(call)
         refuse_body(call.request)
         condition = write_condition(call.request, may_create=False)
-        outcome = await self._kv.delete(key, condition)
+        outcome = await self._kv.delete(key, condition, safeguards=read_safeguards(call.request))
         if isinstance(outcome, ConditionFailed):
             raise _precondition_failed(outcome)
         document = {"deleted": outcome.deleted, "revision": outcome.revision}
@@ -136,12 +140,15 @@ def _read_headers(revision: Revision, consistency: Consistency) -> dict[str, str
 
 
 def _key_headers(current: KeyValue, revision: Revision) -> dict[str, str]:
-    return {
+    headers: dict[str, str] = {
         hdrs.ETAG: etag(current.mod_revision),
         X_REVISION: str(revision),
         X_CREATE_REVISION: str(current.create_revision),
         X_VERSION: str(current.version),
     }
+    if current.lease:
+        headers[X_LEASE] = str(current.lease)
+    return headers
 
 
 def _precondition_failed(outcome: ConditionFailed) -> ProblemError:

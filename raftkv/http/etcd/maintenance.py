@@ -1,0 +1,123 @@
+"""Requests about the cluster and its members, and their upkeep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raftkv.http.etcd.errors import Code, GatewayError, invalid
+from raftkv.http.etcd.fields import Fields
+from raftkv.http.etcd.headers import Document, Headers, Unary
+from raftkv.http.etcd.identity import member_number
+from raftkv.operations import Alarm, AlarmKind
+from raftkv.service.api import NodeServices
+from raftkv.types import NodeId, Role
+
+ETCD_VERSION = "3.4.23"
+"""What clients choose their prefix and their fields by."""
+
+_ALARMS = ("NONE", "NOSPACE", "CORRUPT")
+_ACTIONS = ("GET", "ACTIVATE", "DEACTIVATE")
+
+
+class MaintenanceRequests:
+    """Handlers of requests about the cluster.
+
+    Args:
+        services: What they are about.
+        headers: Writes headers.
+    """
+
+    def __init__(self, services: NodeServices, headers: Headers) -> None:
+        self._store = services.store
+        self._cluster = services.cluster
+        self._alarms = services.alarms
+        self._headers = headers
+
+    def handlers(self) -> Mapping[str, Unary]:
+        """Return the handler of each path."""
+        return {
+            "cluster/member/list": self._list_members,
+            "maintenance/status": self._status,
+            "maintenance/alarm": self._alarm,
+            "maintenance/hash": self._hash,
+            "maintenance/hashkv": self._hash_keys,
+            "maintenance/defragment": self._defragment,
+        }
+
+    async def _list_members(self, _fields: Fields) -> Document:
+        members = [
+            {
+                "ID": self._number(member.name),
+                "name": member.name,
+                "peerURLs": [f"http://{member.peer_address}"],
+                "clientURLs": [] if url is None else [url],
+            }
+            for member, url in self._cluster.members()
+        ]
+        return {"header": self._headers.cluster_header(), "members": members}
+
+    async def _status(self, _fields: Fields) -> Document:
+        own = self._cluster.own()
+        document: Document = {
+            "version": ETCD_VERSION,
+            "dbSize": str(self._store.file_bytes),
+            "raftIndex": str(own.commit_index),
+            "raftTerm": str(own.term),
+            "raftAppliedIndex": str(own.applied_index),
+            "dbSizeInUse": str(self._store.used_bytes),
+        }
+        if self._alarms.quota_bytes:
+            document["dbSizeQuota"] = str(self._alarms.quota_bytes)
+        leader = own.name if own.role is Role.LEADER else own.leader
+        errors = [] if leader is not None else ["etcdserver: no leader"]
+        if leader is not None:
+            document["leader"] = self._number(leader)
+        alarms = self._alarms.active()
+        errors += [f"memberID:{self._number(alarm.member)} alarm:{alarm.kind.label} " for alarm in alarms]
+        if errors:
+            document["errors"] = errors
+        return self._headers.answer(document)
+
+    async def _alarm(self, fields: Fields) -> Document:
+        action = _ACTIONS[fields.choice("action", _ACTIONS, "action: unknown value")]
+        number = fields.choice("alarm", _ALARMS, "alarm: unknown value")
+        if _ALARMS[number] == "CORRUPT" and action != "GET":
+            raise GatewayError(Code.UNIMPLEMENTED, "raftkv stops a node whose data is corrupt; it has no such alarm")
+        if action == "GET":
+            found = [alarm for alarm in self._alarms.active() if number in (0, alarm.kind.value)]
+        else:
+            found = await self._set_alarm(number, fields.unsigned("memberID"), is_active=action == "ACTIVATE")
+        alarms = [{"memberID": self._number(alarm.member), "alarm": alarm.kind.label} for alarm in found]
+        return self._headers.answer({"alarms": alarms} if alarms else {})
+
+    async def _set_alarm(self, number: int, member_id: int, *, is_active: bool) -> list[Alarm]:
+        if not number:
+            return []
+        names = {self._number(member.name): member.name for member, _url in self._cluster.members()}
+        member = names.get(str(member_id)) if member_id else self._cluster.own().name
+        if member is None and not is_active:
+            return []
+        if member is None:
+            raise invalid("etcdserver: member not found")
+        alarm = Alarm(AlarmKind(number), member)
+        if (alarm in self._alarms.active()) == is_active:
+            return [alarm] if is_active else []
+        await self._alarms.set(alarm, is_active=is_active)
+        return [alarm]
+
+    async def _hash(self, _fields: Fields) -> Document:
+        return self._headers.answer({"hash": (await self._store.hash(0)).value})
+
+    async def _hash_keys(self, fields: Fields) -> Document:
+        found = await self._store.hash(max(0, fields.integer("revision")))
+        document: Document = {"hash": found.value}
+        if found.compacted_revision:
+            document["compact_revision"] = str(found.compacted_revision)
+        return self._headers.answer(document)
+
+    async def _defragment(self, _fields: Fields) -> Document:
+        """Answer at once: what the store frees it uses again, so there is nothing to be done."""
+        return {}
+
+    def _number(self, name: str) -> str:
+        return str(member_number(self._cluster.cluster_id, NodeId(name)))

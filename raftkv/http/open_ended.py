@@ -1,0 +1,81 @@
+"""Requests that last: they end when their client is gone, when it does not read, and when the node stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from aiohttp import web
+
+from raftkv.errors import ShuttingDown
+from raftkv.http.connection import Connection
+
+WRITE_SECONDS = 30.0
+"""A client that has not read for so long is cut off."""
+
+_Result = TypeVar("_Result")
+
+
+class ClientGone(ConnectionError):
+    """Nobody is there any more to be answered."""
+
+
+class OpenEnded:
+    """All requests of a front-end that last."""
+
+    def __init__(self) -> None:
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """End them all, now and later: the node is stopping."""
+        self._ending.set()
+
+    async def run(self, request: web.BaseRequest, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Return what a request's work returns; it is cancelled when it must not go on.
+
+        Raises:
+            ClientGone: The client is gone.
+            ShuttingDown: The node is stopping.
+        """
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        working = asyncio.ensure_future(work)
+        lost = asyncio.ensure_future(connection.stream_until_lost())
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait({working, lost, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if self._ending.is_set():
+                raise ShuttingDown("the node is stopping")
+            raise ClientGone("the client is gone")
+        finally:
+            for task in (working, lost, ending):
+                task.cancel()
+            await asyncio.gather(working, lost, ending, return_exceptions=True)
+
+
+async def write_piece(request: web.BaseRequest, response: web.StreamResponse, piece: bytes) -> None:
+    """Send a piece of an answer that lasts.
+
+    Raises:
+        ConnectionError: The client is gone, or does not read.
+    """
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await response.write(piece)
+    except TimeoutError:
+        cut_off(request)
+
+
+def cut_off(request: web.BaseRequest) -> NoReturn:
+    """End the connection of a client that does not read, whatever is still to be sent.
+
+    Raises:
+        ConnectionError: Always.
+    """
+    transport = request.transport
+    if transport is not None:
+        transport.abort()
+    raise ConnectionResetError("the client does not read") from None

@@ -1,0 +1,120 @@
+"""Answers as server-sent events (WHATWG HTML, section 9.2), which a browser's ``EventSource`` reads and resumes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import orjson
+from aiohttp import hdrs, web
+
+from raftkv.http.open_ended import ClientGone, OpenEnded, write_piece
+from raftkv.http.problems import INVALID_HEADER, ProblemError, problem_of
+
+HEARTBEAT_SECONDS = 15.0
+"""Proxies and clients take a longer silence for a dead connection."""
+
+_LAST_EVENT_ID = "Last-Event-ID"
+_MAX_REVISION = 2**63 - 1
+
+
+class EventStream:
+    """One stream of events.
+
+    Args:
+        request: The request.
+    """
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        headers = {
+            hdrs.CONTENT_TYPE: "text/event-stream",
+            hdrs.CACHE_CONTROL: "no-store",
+            # Else a proxy of nginx's kind would gather events before it passes them on.
+            "X-Accel-Buffering": "no",
+            hdrs.SERVER: "raftkv",
+        }
+        self.response = web.StreamResponse(headers=headers)
+        self._turn = asyncio.Lock()
+
+    async def begin(self, position: int) -> None:
+        """Send the answer's header, and an id to resume after from."""
+        await self.response.prepare(self._request)
+        await self._write(b"id: %d\n\n" % position)
+
+    async def send(self, position: int, document: object, kind: str = "") -> None:
+        """Send one event.
+
+        Args:
+            position: Its id; a client that resumes with it gets what comes after.
+            document: Its data, as JSON.
+            kind: Its type, empty for an ordinary message.
+        """
+        head = f"event: {kind}\n" if kind else ""
+        await self._write(b"id: %d\n%bdata: %b\n\n" % (position, head.encode(), orjson.dumps(document)))
+
+    @asynccontextmanager
+    async def heartbeats(self, told: Callable[[], int]) -> AsyncIterator[None]:
+        """Send signs of life, which move the id forward, for as long as the context lasts."""
+        beating = asyncio.ensure_future(self._beat(told))
+        try:
+            yield
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self, told: Callable[[], int]) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self._write(b": heartbeat\nid: %d\n\n" % told())
+
+    async def _write(self, piece: bytes) -> None:
+        async with self._turn:
+            await write_piece(self._request, self.response, piece)
+
+
+async def serve_events(
+    request: web.BaseRequest,
+    open_ended: OpenEnded,
+    told: Callable[[], int],
+    follow: Callable[[EventStream], Awaitable[None]],
+) -> web.StreamResponse:
+    """Answer with a stream; what ends it, but for the client itself, is told in a last event of type ``error``.
+
+    Args:
+        request: The request.
+        open_ended: What ends the stream when the node stops.
+        told: Returns the last revision that everything was told about.
+        follow: Sends the events.
+    """
+    stream = EventStream(request)
+
+    async def work() -> None:
+        async with stream.heartbeats(told):
+            await follow(stream)
+
+    await stream.begin(told())
+    try:
+        await open_ended.run(request, work())
+    except (ClientGone, ConnectionError):
+        pass
+    except Exception as error:  # noqa: BLE001 - the boundary: the answer has begun, so it ends with an event
+        document = orjson.Fragment(problem_of(error, request.raw_path).document())
+        with suppress(ConnectionError):
+            await stream.send(told(), document, "error")
+    return stream.response
+
+
+def last_event_id(request: web.BaseRequest) -> int | None:
+    """Return the revision after which a client wants to go on, None when it begins.
+
+    Raises:
+        ProblemError: It is no revision.
+    """
+    text = request.headers.get(_LAST_EVENT_ID)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_REVISION)) and int(text) < _MAX_REVISION):
+        raise ProblemError(INVALID_HEADER, f"{_LAST_EVENT_ID}: {text!r} is no revision")
+    return int(text)
