@@ -136,7 +136,7 @@ class Retention:
 
     compact_keep_revisions: int = 100_000
     compact_keep_s: float = 0.0
-    idempotency_keep_s: int = 3600
+    idempotency_keep_s: int = 300
 
     def __post_init__(self) -> None:
         _require_at_least("compact-keep-revisions", self.compact_keep_revisions, 0)

@@ -202,7 +202,7 @@ SETTINGS: tuple[Setting, ...] = (
         "idempotency-keep-s",
         "SECONDS",
         "Time for which a write with an Idempotency-Key is recognised when it is sent again.",
-        "3600",
+        "300",
         _parse_integer,
     ),
     Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),

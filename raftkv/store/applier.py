@@ -85,12 +85,17 @@ class CommandApplier:
             if not kept.is_same:
                 return Refused(RefusalKind.KEY_REUSED, "the idempotency key was used for another request")
             return AppliedBefore(kept.revision) if kept.result is None else kept.result
-        if command.fence is not None and not self._is_held(command.fence):
-            return Refused(RefusalKind.FENCED, f"the lock is not held under the token {command.fence.token}")
-        result = self._plain(command.command)
-        if once is not None and not isinstance(result, Refused | ConditionFailed):
+        result = self._fenced(command)
+        # A refusal is kept too, or the first try, arriving late, could yet be applied after its sender was told of it.
+        # But not in a full store: there a try may be repeated when there is space again, and nothing may pile up.
+        if once is not None and not (isinstance(result, Refused) and result.kind is RefusalKind.NO_SPACE):
             self._outcomes.keep(once, result, self.revision)
         return result
+
+    def _fenced(self, command: Guarded) -> Result:
+        if command.fence is not None and not self._is_held(command.fence):
+            return Refused(RefusalKind.FENCED, f"the lock is not held under the token {command.fence.token}")
+        return self._plain(command.command)
 
     def _is_held(self, fence: Fence) -> bool:
         span = KeySpan.prefix(fence.prefix)

@@ -12,20 +12,22 @@ from raftkv.operations import (
     OperationResult,
     PutResult,
     RangeResult,
+    RefusalKind,
+    Refused,
     TransactionResult,
 )
 from raftkv.store.results import Compacted, Granted, Result
-from raftkv.types import KeyValue, Revision, Written
+from raftkv.types import ConditionFailed, KeyValue, Revision, Written
 
-_WRITTEN, _TRANSACTION, _COMPACTED, _GRANTED = range(4)
+_WRITTEN, _TRANSACTION, _COMPACTED, _GRANTED, _CONDITION_FAILED, _REFUSED = range(6)
 _RANGE, _PUT, _DELETE, _NESTED = range(4)
 
 
 def encode_result(result: Result) -> bytes:
-    """Return a result of a command that had an effect as bytes.
+    """Return a result as bytes.
 
     Raises:
-        TypeError: It is one of a command that had none.
+        TypeError: It is of a kind that is never kept.
     """
     return bytes(msgpack.packb(_fields(result)))
 
@@ -40,6 +42,10 @@ def decode_result(data: bytes) -> Result:
         return _transaction(rest)
     if kind == _COMPACTED:
         return Compacted(Revision(rest[0]))
+    if kind == _CONDITION_FAILED:
+        return ConditionFailed(Revision(rest[0]), Revision(rest[1]))
+    if kind == _REFUSED:
+        return Refused(RefusalKind(rest[0]), rest[1])
     revision, lease_id, seconds = rest
     return Granted(Revision(revision), Lease(lease_id, seconds))
 
@@ -54,6 +60,10 @@ def _fields(result: Result) -> tuple[Any, ...]:
         return (_COMPACTED, result.revision)
     if isinstance(result, Granted):
         return (_GRANTED, result.revision, result.lease.id, result.lease.seconds)
+    if isinstance(result, ConditionFailed):
+        return (_CONDITION_FAILED, result.revision, result.mod_revision)
+    if isinstance(result, Refused):
+        return (_REFUSED, result.kind.value, result.text)
     raise TypeError(f"{type(result).__name__} is no result that is kept")
 
 

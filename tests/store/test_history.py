@@ -58,7 +58,7 @@ from raftkv.store.memory_backend import MemoryBackend
 from raftkv.store.outcomes import count_outcomes
 from raftkv.store.result_codec import decode_result, encode_result
 from raftkv.store.results import AlarmSet, AppliedBefore, Compacted, Granted
-from raftkv.types import ClusterId, Index, KeyValue, Revision, Term, Written
+from raftkv.types import ClusterId, ConditionFailed, Index, KeyValue, Revision, Term, Written
 from tests.simulation.disk import VirtualDisk
 
 CLUSTER = ClusterId("0123456789abcdef")
@@ -458,7 +458,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
                 assert result.kind is RefusalKind.KEY_REUSED
             return
         result, expected = self.apply(Guarded(command, fence, Once(key, fingerprint, now, keep)))
-        if self.check(result, expected):
+        self.check(result, expected)
+        if not (isinstance(result, Refused) and result.kind is RefusalKind.NO_SPACE):
             self.kept[key] = (fingerprint, self.model.time + keep, result)
 
     @rule(command=st.builds(Put, names, values), prefix=st.sampled_from([b"", b"a", b"x"]), token=st.integers(0, 30))
@@ -582,11 +583,13 @@ def test_every_kept_result_survives_its_codec():
         Written(Revision(4), None, 1),
         Compacted(Revision(3)),
         Granted(Revision(3), Lease(7, 60)),
+        ConditionFailed(Revision(3), Revision(2)),
+        Refused(RefusalKind.FENCED, "no"),
         TransactionResult(succeeded=True, results=(*parts, nested), revision=Revision(9)),
     ):
         assert decode_result(encode_result(result)) == result
-    with pytest.raises(TypeError, match="Refused"):
-        encode_result(Refused(RefusalKind.FENCED, "no"))
+    with pytest.raises(TypeError, match="AlarmSet"):
+        encode_result(AlarmSet(Revision(3)))
 
 
 @pytest.mark.parametrize(
