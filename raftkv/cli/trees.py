@@ -49,7 +49,7 @@ def import_tree(directory: Path, prefix: str, *, concurrency: int, endpoints: st
 
         async def store(file: TreeFile) -> None:
             value = await asyncio.to_thread(_read_value, file.path)
-            await client.put(file.key, value, retry_unknown=True)
+            await client.put(file.key, value)
 
         await _for_each(tree.files, store, concurrency, "import")
         for path in tree.skipped:

@@ -1,23 +1,42 @@
 """The Python client of raftkv's HTTP interface.
 
 A client is given some endpoints and finds its way: it follows redirects to the leader, goes to the next endpoint when
-one fails, and waits out elections until its deadline. A write ends in exactly one of three ways: its result, a
-``NotApplied`` error (it has no effect), or an ``UnknownOutcome`` error (it may have one).
+one fails, and waits out elections until its deadline. Every write carries an idempotency key, so a try that got no
+answer is repeated without harm. A write ends in exactly one of three ways: its result, a ``NotApplied`` error (it has
+no effect), or an ``UnknownOutcome`` error (it may have one).
+
+``Client`` is for asyncio; ``BlockingClient`` is the same for programs without it.
 """
 
-from raftkv.client.answers import ClusterView, Deleted, Found, MemberView, Missing, Stored
+from raftkv.client import txn
+from raftkv.client.answers import ClusterView, Deleted, Found, Leader, MemberView, Missing, Stored
+from raftkv.client.blocking import BlockingClient
 from raftkv.client.client import Client
-from raftkv.client.failures import ConditionNotMet, UnexpectedAnswer, Unreachable
+from raftkv.client.failures import ConditionNotMet, LeaseLost, NotAcquired, UnexpectedAnswer, Unreachable
+from raftkv.client.leases import HeldLease
+from raftkv.client.turns import Fence, HeldLock, Leadership
+from raftkv.client.watch import Change, WatchedChange
 
 __all__ = [
+    "BlockingClient",
+    "Change",
     "Client",
     "ClusterView",
     "ConditionNotMet",
     "Deleted",
+    "Fence",
     "Found",
+    "HeldLease",
+    "HeldLock",
+    "Leader",
+    "Leadership",
+    "LeaseLost",
     "MemberView",
     "Missing",
+    "NotAcquired",
     "Stored",
     "UnexpectedAnswer",
     "Unreachable",
+    "WatchedChange",
+    "txn",
 ]

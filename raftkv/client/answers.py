@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from raftkv.client.failures import UnexpectedAnswer
+from raftkv.operations import Lease, LeaseTime
 from raftkv.types import Index, KeyRange, KeyValue, NodeId, NodeStatus, Revision, Role, Term
 
 _Field = TypeVar("_Field")
@@ -68,6 +69,23 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Leader:
+    """Who leads an election.
+
+    Attributes:
+        value: What it proclaimed.
+        lease: The lease that its leadership ends with.
+        token: Its token.
+        revision: Revision of what it proclaimed.
+    """
+
+    value: bytes
+    lease: int
+    token: int
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
 class MemberView:
     """One member as the answering node sees it; ``status`` is None when the member did not answer it."""
 
@@ -88,8 +106,16 @@ class ClusterView:
     members: tuple[MemberView, ...]
 
 
-class _Document:
-    """A JSON object whose members are read with their types checked."""
+class Document:
+    """A JSON object whose members are read with their types checked.
+
+    Args:
+        document: It.
+        source: Who sent it, for messages.
+
+    Raises:
+        UnexpectedAnswer: It is no object; methods raise it for members that are missing or of another type.
+    """
 
     def __init__(self, document: Any, source: str) -> None:
         if not isinstance(document, dict):
@@ -98,39 +124,61 @@ class _Document:
         self._source = source
 
     def get(self, name: str, kind: type[_Field]) -> _Field:
+        """Return a member of a type."""
         value = self._document.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UnexpectedAnswer(f"{self._source}: {name} is missing from the answer, or not {kind.__name__}")
         return value
 
+    def flag(self, name: str) -> bool:
+        """Return a boolean."""
+        value = self._document.get(name)
+        if not isinstance(value, bool):
+            raise UnexpectedAnswer(f"{self._source}: {name} is missing from the answer, or not a boolean")
+        return value
+
     def optional(self, name: str, kind: type[_Field]) -> _Field | None:
+        """Return a member of a type, None when it is not there."""
         return None if self._document.get(name) is None else self.get(name, kind)
 
-    def nested(self, name: str) -> list[_Document]:
-        return [_Document(item, self._source) for item in self.get(name, list)]
+    def nested(self, name: str) -> list[Document]:
+        """Return a list of objects."""
+        return [Document(item, self._source) for item in self.get(name, list)]
 
-    def child(self, name: str) -> _Document | None:
+    def child(self, name: str) -> Document | None:
+        """Return an object within this one, None when it is not there."""
         value = self._document.get(name)
-        return None if value is None else _Document(value, self._source)
+        return None if value is None else Document(value, self._source)
 
     def revision(self, name: str = "revision") -> Revision:
+        """Return a revision."""
         return Revision(self.get(name, int))
 
     def bytes(self, name: str) -> bytes:
-        try:
-            return base64.b64decode(self.get(name, str), validate=True)
-        except (binascii.Error, ValueError):
-            raise UnexpectedAnswer(f"{self._source}: {name} is not base64") from None
+        """Return bytes that travelled as base64."""
+        return decode_base64(self.get(name, str), f"{self._source}: {name}")
 
 
-def document_of(answer: Answer) -> _Document:
+def decode_base64(text: object, source: str) -> bytes:
+    """Return bytes that travelled as base64.
+
+    Raises:
+        UnexpectedAnswer: They did not.
+    """
+    try:
+        return base64.b64decode(text, validate=True)  # type: ignore[arg-type]  # checked by the call itself
+    except (binascii.Error, ValueError, TypeError):
+        raise UnexpectedAnswer(f"{source} is not base64") from None
+
+
+def document_of(answer: Answer) -> Document:
     """Return the JSON object that an answer carries.
 
     Raises:
         UnexpectedAnswer: It carries none.
     """
     try:
-        return _Document(orjson.loads(answer.body), answer.source)
+        return Document(orjson.loads(answer.body), answer.source)
     except orjson.JSONDecodeError:
         raise UnexpectedAnswer(f"{answer.source}: the answer ({answer.status}) is not JSON") from None
 
@@ -160,6 +208,7 @@ def parse_found(key: bytes, answer: Answer) -> Found:
         create_revision=Revision(_header(answer, "X-Raftkv-Create-Revision", r"([0-9]+)")),
         mod_revision=Revision(_header(answer, "ETag", r'"([0-9]+)"')),
         version=_header(answer, "X-Raftkv-Version", r"([0-9]+)"),
+        lease=_header(answer, "X-Raftkv-Lease", r"([0-9]+)") if "X-Raftkv-Lease" in answer.headers else 0,
     )
     return Found(Revision(_header(answer, "X-Raftkv-Revision", r"([0-9]+)")), item)
 
@@ -180,13 +229,14 @@ def parse_page(answer: Answer) -> KeyRange:
     """Read one page of a listing in base64."""
     document = document_of(answer)
     return KeyRange(
-        items=tuple(_parse_item(item) for item in document.nested("items")),
+        items=tuple(parse_item(item) for item in document.nested("items")),
         revision=document.revision(),
         next_key=None if document.optional("next", str) is None else document.bytes("next"),
     )
 
 
-def _parse_item(item: _Document) -> KeyValue:
+def parse_item(item: Document) -> KeyValue:
+    """Read a key with its value."""
     return KeyValue(
         key=item.bytes("key"),
         # Left out of a listing of keys only.
@@ -212,7 +262,7 @@ def parse_cluster(answer: Answer) -> ClusterView:
     )
 
 
-def _parse_member(member: _Document, source: str) -> MemberView:
+def _parse_member(member: Document, source: str) -> MemberView:
     name = NodeId(member.get("name", str))
     peer_address = member.get("peer_address", str)
     status = member.child("status")
@@ -220,7 +270,7 @@ def _parse_member(member: _Document, source: str) -> MemberView:
     return MemberView(name, peer_address, parsed)
 
 
-def _parse_status(name: NodeId, peer_address: str, status: _Document, source: str) -> NodeStatus:
+def _parse_status(name: NodeId, peer_address: str, status: Document, source: str) -> NodeStatus:
     leader = status.optional("leader", str)
     try:
         role = Role(status.get("role", str))
@@ -239,3 +289,31 @@ def _parse_status(name: NodeId, peer_address: str, status: _Document, source: st
         peer_address=peer_address,
         version=status.get("version", str),
     )
+
+
+def parse_granted(answer: Answer) -> Lease:
+    """Read the answer to a lease that was made."""
+    document = document_of(answer)
+    return Lease(document.get("id", int), document.get("ttl_seconds", int))
+
+
+def parse_lease_time(answer: Answer) -> LeaseTime:
+    """Read a description of a lease with its keys."""
+    document = document_of(answer)
+    keys = tuple(decode_base64(key, answer.source) for key in document.get("keys", list))
+    return LeaseTime(document.get("ttl_seconds", int), document.get("remaining_seconds", int), keys)
+
+
+def parse_lease_ids(answer: Answer) -> list[int]:
+    """Read a list of leases."""
+    return [lease.get("id", int) for lease in document_of(answer).nested("leases")]
+
+
+def parse_token(answer: Answer) -> int:
+    """Read the token of a lock or of a candidacy."""
+    return document_of(answer).get("token", int)
+
+
+def parse_leader(document: Document) -> Leader:
+    """Read who leads an election."""
+    return Leader(document.bytes("value"), document.get("lease", int), document.get("token", int), document.revision())

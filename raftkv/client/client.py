@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
+import orjson
+
 from raftkv.client.answers import (
+    Answer,
     ClusterView,
     Deleted,
     Found,
+    Leader,
     Missing,
     Stored,
+    document_of,
     parse_cluster,
     parse_deleted,
     parse_found,
+    parse_granted,
+    parse_leader,
+    parse_lease_ids,
+    parse_lease_time,
     parse_missing,
     parse_page,
     parse_stored,
+    parse_token,
 )
 from raftkv.client.dispatch import Dispatcher, Request
-from raftkv.client.targets import base64_text, check_value, key_path, query_string
-from raftkv.types import Condition, Consistency, KeyRange, KeyValue
+from raftkv.client.failures import NotAcquired
+from raftkv.client.leases import HeldLease, kept_alive
+from raftkv.client.targets import (
+    base64_text,
+    check_value,
+    election_path,
+    key_path,
+    lock_path,
+    query_string,
+    url_text,
+)
+from raftkv.client.transaction_json import parse_transaction_answer, render_transaction
+from raftkv.client.turns import Fence, HeldLock, Leadership
+from raftkv.client.txn import TransactionBuilder
+from raftkv.client.watch import Change, observe_leaders, watch_changes, watch_parameters
+from raftkv.errors import InvalidRequest
+from raftkv.operations import EventKind, Lease, LeaseTime, Transaction, TransactionResult
+from raftkv.types import Condition, Consistency, KeyRange, KeyValue, Revision
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 DEFAULT_ATTEMPT_TIMEOUT_SECONDS = 6.0
 """A node gives up on a request after five seconds by default, so its own word on it comes first."""
 
 PAGE_KEYS = 1000
+
+DEFAULT_HOLD_SECONDS = 10
+"""Of locks and leaderships: so long they outlive a holder that dies."""
+
+_LONGEST_WAIT_SECONDS = 600.0
+_IDEMPOTENCY_BYTES = 16
 
 
 class Client:
@@ -60,37 +97,71 @@ class Client:
         await self._dispatcher.close()
 
     async def put(
-        self, key: bytes, value: bytes, condition: Condition | None = None, *, retry_unknown: bool = False
+        self,
+        key: bytes,
+        value: bytes,
+        condition: Condition | None = None,
+        *,
+        lease: int = 0,
+        fence: Fence | None = None,
     ) -> Stored:
-        """Write a key.
+        """Write a key. A try without an answer is repeated, and the write happens once all the same.
 
         Args:
             key: The key.
             value: Its new value.
             condition: What must hold of the key for the write to happen.
-            retry_unknown: Write again when it is not known whether an earlier try was applied. That is safe only
-                where nobody else writes the key: another's write in between would be overwritten.
+            lease: The lease that it is to end with, 0 for none.
+            fence: The lock that this client believes to hold.
 
         Raises:
             ConditionNotMet: The condition did not hold; nothing was written.
+            FenceLost: The lock has moved on; nothing was written.
             NotApplied: It was refused, or nobody served it in time; nothing was written.
             UnknownOutcome: It may have been written, or may yet be.
         """
         check_value(value)
-        headers = _condition_headers(condition)
-        request = Request("PUT", key_path(key), value, headers, retry_unknown=retry_unknown)
-        return parse_stored(await self._dispatcher.send(request))
+        target = key_path(key) + query_string({"lease": str(lease)} if lease else {})
+        return parse_stored(await self._write("PUT", target, value, _condition_headers(condition), fence))
 
-    async def delete(self, key: bytes, condition: Condition | None = None) -> Deleted:
+    async def delete(self, key: bytes, condition: Condition | None = None, *, fence: Fence | None = None) -> Deleted:
         """Delete a key, which need not exist unless the condition says so.
+
+        Args:
+            key: The key.
+            condition: What must hold of the key for the deletion to happen.
+            fence: The lock that this client believes to hold.
 
         Raises:
             ConditionNotMet: The condition did not hold; nothing was deleted.
+            FenceLost: The lock has moved on; nothing was deleted.
             NotApplied: It was refused, or nobody served it in time; nothing was deleted.
             UnknownOutcome: It may have been deleted, or may yet be.
         """
-        request = Request("DELETE", key_path(key), headers=_condition_headers(condition))
-        return parse_deleted(await self._dispatcher.send(request))
+        return parse_deleted(await self._write("DELETE", key_path(key), None, _condition_headers(condition), fence))
+
+    def transaction(self, *, fence: Fence | None = None) -> TransactionBuilder:
+        """Begin a transaction; see ``raftkv.client.txn``.
+
+        Args:
+            fence: The lock that this client believes to hold.
+        """
+
+        async def commit(transaction: Transaction) -> TransactionResult:
+            body = orjson.dumps({"encoding": "base64", **render_transaction(transaction)})
+            return parse_transaction_answer(await self._write("POST", "/v1/txn", body, {}, fence))
+
+        return TransactionBuilder(commit)
+
+    async def compact(self, revision: Revision) -> None:
+        """Forget the history below a revision.
+
+        Raises:
+            RevisionCompacted: It was compacted before.
+            NotApplied: It was refused, or nobody served it in time.
+            UnknownOutcome: It may have been compacted, or may yet be.
+        """
+        await self._write("POST", "/v1/compaction", orjson.dumps({"revision": revision}))
 
     async def get(self, key: bytes, consistency: Consistency = Consistency.LINEARIZABLE) -> Found | Missing:
         """Read a key.
@@ -155,6 +226,174 @@ class Client:
                 yield item
             start = page.next_key
 
+    async def watch(
+        self,
+        *,
+        key: bytes | None = None,
+        prefix: bytes | None = None,
+        from_revision: Revision | None = None,
+        wants_previous: bool = False,
+        ignored: EventKind | None = None,
+    ) -> AsyncIterator[Change]:
+        """Yield every change of a key or of a prefix, each once and in order; it goes on at another node when one ends.
+
+        Args:
+            key: The key.
+            prefix: Or what the keys begin with.
+            from_revision: The first revision to see, None for what comes from now on.
+            wants_previous: Whether each event comes with the key as it was before.
+            ignored: A kind of events to leave out.
+
+        Raises:
+            RevisionCompacted: History below what comes next was compacted.
+            InvalidRequest: Not exactly one of key and prefix is given.
+            NotApplied: Nobody could be reached in time.
+        """
+        selection = {name: url_text(given) for name, given in (("key", key), ("prefix", prefix)) if given is not None}
+        if len(selection) != 1:
+            raise InvalidRequest("exactly one of key and prefix must be given")
+        if from_revision is not None:
+            selection["from_revision"] = str(from_revision)
+        parameters = watch_parameters(selection, wants_previous=wants_previous, ignored=ignored)
+        async for change in watch_changes(self._dispatcher, parameters):
+            yield change
+
+    async def grant_lease(self, seconds: int, lease_id: int = 0) -> Lease:
+        """Make a lease, which ends by itself unless it is kept alive.
+
+        Args:
+            seconds: Its time.
+            lease_id: Its number, 0 for any.
+
+        Raises:
+            LeaseExists: There is one of this number.
+            NotApplied: It was refused, or nobody served it in time.
+            UnknownOutcome: It may have been made, or may yet be.
+        """
+        document = {"ttl_seconds": seconds, **({"id": lease_id} if lease_id else {})}
+        return parse_granted(await self._write("POST", "/v1/leases", orjson.dumps(document)))
+
+    async def keep_lease_alive(self, lease_id: int) -> int:
+        """Give a lease its full time again; return that time in seconds.
+
+        Raises:
+            LeaseNotFound: There is none.
+            NotApplied: Nobody served it in time.
+        """
+        request = Request("PUT", f"/v1/leases/{lease_id}", is_repeatable=True)
+        return parse_granted(await self._dispatcher.send(request)).seconds
+
+    async def revoke_lease(self, lease_id: int) -> None:
+        """End a lease, and delete its keys.
+
+        Raises:
+            LeaseNotFound: There is none.
+            NotApplied: It was refused, or nobody served it in time.
+            UnknownOutcome: It may have been ended, or may yet be.
+        """
+        await self._write("DELETE", f"/v1/leases/{lease_id}", None)
+
+    async def lease_time(self, lease_id: int) -> LeaseTime:
+        """Return what is left of a lease, and its keys.
+
+        Raises:
+            LeaseNotFound: There is none.
+            NotApplied: Nobody served it in time.
+        """
+        target = f"/v1/leases/{lease_id}?keys=true&encoding=base64"
+        return parse_lease_time(await self._dispatcher.send(Request("GET", target, is_read=True)))
+
+    async def leases(self) -> Sequence[int]:
+        """Return the numbers of all leases, the one that ends soonest first.
+
+        Raises:
+            NotApplied: Nobody served it in time.
+        """
+        return parse_lease_ids(await self._dispatcher.send(Request("GET", "/v1/leases", is_read=True)))
+
+    @asynccontextmanager
+    async def lease(self, seconds: int) -> AsyncIterator[HeldLease]:
+        """Make a lease, keep it alive for as long as the context lasts, and end it then.
+
+        Args:
+            seconds: Its time: for so long it lives on when this process dies.
+
+        Raises:
+            NotApplied: It could not be made.
+            UnknownOutcome: It may have been made, or may yet be.
+        """
+        began = asyncio.get_running_loop().time()
+        granted = await self.grant_lease(seconds)
+        lease_id = granted.id
+        renew, revoke = partial(self.keep_lease_alive, lease_id), partial(self.revoke_lease, lease_id)
+        async with kept_alive(HeldLease(granted, began), renew, revoke) as held:
+            yield held
+
+    @asynccontextmanager
+    async def lock(
+        self, name: bytes, *, seconds: int = DEFAULT_HOLD_SECONDS, wait_seconds: float | None = None
+    ) -> AsyncIterator[HeldLock]:
+        """Hold a lock for as long as the context lasts.
+
+        Args:
+            name: Its name.
+            seconds: Time after which it is free when this process dies.
+            wait_seconds: For how long to wait for it, None for as long as it takes.
+
+        Raises:
+            NotAcquired: Somebody else held it all the time.
+            NotApplied: It was refused, or nobody served it in time.
+        """
+        async with self.lease(seconds) as lease:
+            token = await self._enter(lock_path(name), lease, wait_seconds, {})
+            yield HeldLock(name, token, lease)
+
+    @asynccontextmanager
+    async def campaign(
+        self, name: bytes, value: bytes, *, seconds: int = DEFAULT_HOLD_SECONDS, wait_seconds: float | None = None
+    ) -> AsyncIterator[Leadership]:
+        """Be elected, and lead for as long as the context lasts.
+
+        Args:
+            name: The election's name.
+            value: What to proclaim.
+            seconds: Time after which another may lead when this process dies.
+            wait_seconds: For how long to wait to be elected, None for as long as it takes.
+
+        Raises:
+            NotAcquired: Somebody else led all the time.
+            NotApplied: It was refused, or nobody served it in time.
+        """
+        path = election_path(name)
+        async with self.lease(seconds) as lease:
+
+            async def proclaim(new_value: bytes) -> None:
+                body = orjson.dumps({"value": base64_text(new_value), "encoding": "base64"})
+                await self._write("PUT", f"{path}?lease={lease.id}", body)
+
+            candidacy = {"value": base64_text(value), "encoding": "base64"}
+            token = await self._enter(path, lease, wait_seconds, candidacy)
+            yield Leadership(name, token, lease, proclaim)
+
+    async def leader(self, name: bytes) -> Leader | None:
+        """Return who leads an election, None when nobody does.
+
+        Raises:
+            NotApplied: Nobody served it in time.
+        """
+        request = Request("GET", election_path(name) + "?encoding=base64", is_read=True)
+        answer = await self._dispatcher.send(request)
+        return None if answer.status == 404 else parse_leader(document_of(answer))
+
+    async def observe(self, name: bytes) -> AsyncIterator[Leader]:
+        """Yield who leads an election, now and each time that another leads or the leader proclaims something new.
+
+        Raises:
+            NotApplied: Nobody could be reached in time.
+        """
+        async for leader in observe_leaders(self._dispatcher, election_path(name) + "?observe=true&encoding=base64"):
+            yield leader
+
     async def cluster(self) -> ClusterView:
         """Describe the cluster as the node that answers sees it.
 
@@ -162,6 +401,35 @@ class Client:
             NotApplied: Nobody answered in time.
         """
         return parse_cluster(await self._dispatcher.send(Request("GET", "/v1/cluster", is_read=True)))
+
+    async def _write(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None = None,
+        fence: Fence | None = None,
+    ) -> Answer:
+        every = {**(headers or {}), "Idempotency-Key": secrets.token_urlsafe(_IDEMPOTENCY_BYTES)}
+        if fence is not None:
+            every["X-Raftkv-Fence"] = fence.header
+        return await self._dispatcher.send(Request(method, target, body, every, is_repeatable=True))
+
+    async def _enter(self, path: str, lease: HeldLease, wait_seconds: float | None, members: Mapping[str, str]) -> int:
+        """Return the token of a place in a queue when its turn has come."""
+        loop = asyncio.get_running_loop()
+        deadline = math.inf if wait_seconds is None else loop.time() + wait_seconds
+        while True:
+            lease.check()
+            wait = min(_LONGEST_WAIT_SECONDS, max(0.0, deadline - loop.time()))
+            body = orjson.dumps({"lease": lease.id, "wait_seconds": wait, **members})
+            # The lease's place in the queue is the same however often it asks.
+            request = Request("POST", path, body, is_repeatable=True, wait_seconds=wait)
+            try:
+                return parse_token(await self._dispatcher.send(request))
+            except NotAcquired:
+                if loop.time() >= deadline:
+                    raise
 
 
 def _condition_headers(condition: Condition | None) -> dict[str, str]:

@@ -17,9 +17,9 @@ from yarl import URL
 
 from raftkv import __version__
 from raftkv.client.answers import Answer, document_of
-from raftkv.client.failures import ConditionNotMet, UnexpectedAnswer, Unreachable
+from raftkv.client.failures import ConditionNotMet, UnexpectedAnswer, Unreachable, error_of_problem
 from raftkv.client.targets import parse_endpoints
-from raftkv.errors import InvalidRequest, RaftkvError, StorageLow, UnknownOutcome
+from raftkv.errors import AlreadyApplied, InvalidRequest, SpaceExceeded, StorageLow, UnknownOutcome
 from raftkv.types import Revision
 
 _CONNECT_SECONDS = 2.0
@@ -40,7 +40,9 @@ class Request:
         body: Its body, None for none.
         headers: Its headers.
         is_read: Whether it changes nothing, so that any endpoint may be asked any number of times.
-        retry_unknown: Whether a write may be sent again although it may have been applied.
+        is_repeatable: Whether a write may be sent again although it may have been applied: it carries an idempotency
+            key, or has the same effect however often it is applied.
+        wait_seconds: For how long a node may be silent on purpose before it answers.
     """
 
     method: str
@@ -48,7 +50,8 @@ class Request:
     body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     is_read: bool = False
-    retry_unknown: bool = False
+    is_repeatable: bool = False
+    wait_seconds: float = 0.0
 
 
 class _Refused(Exception):  # a step of the search, not an error
@@ -61,6 +64,10 @@ class _Refused(Exception):  # a step of the search, not an error
 
 class _Lost(Exception):  # likewise
     """The request was sent, and no answer says what became of it."""
+
+
+class StreamBroken(Exception):  # likewise
+    """A stream ended, and may be gone on with elsewhere."""
 
 
 class Dispatcher:
@@ -115,7 +122,7 @@ class Dispatcher:
             UnknownOutcome: It is a write that may have been applied.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_seconds
+        deadline = loop.time() + self._timeout_seconds + request.wait_seconds
         backoff = self._backoff()
         may_be_applied = False
         while True:
@@ -126,14 +133,71 @@ class Dispatcher:
                 except _Refused as refusal:
                     last, wait = str(refusal), max(wait, refusal.retry_after)
                 except _Lost as loss:
-                    if not (request.is_read or request.retry_unknown):
+                    if not (request.is_read or request.is_repeatable):
                         raise UnknownOutcome(str(loss)) from loss
                     last, may_be_applied = str(loss), may_be_applied or not request.is_read
+                except (SpaceExceeded, StorageLow) as refusal:
+                    if may_be_applied:
+                        # Of this no record is kept: the earlier try, if it is still under way, may yet find space.
+                        raise UnknownOutcome(str(refusal)) from refusal
+                    raise
             wait = max(wait, next(backoff))
             if loop.time() + wait >= deadline:
                 message = f"no endpoint served the request within {self._timeout_seconds:g} s; last: {last}"
                 raise UnknownOutcome(message) if may_be_applied else Unreachable(message)
             await asyncio.sleep(wait)
+
+    @asynccontextmanager
+    async def stream(self, request: Request, silence_seconds: float) -> AsyncIterator[tuple[AsyncIterator[bytes], str]]:
+        """Open a stream at the first endpoint that serves it; yield its lines, and who sends them.
+
+        Args:
+            request: A read.
+            silence_seconds: After this time without a line the stream counts as broken.
+
+        Raises:
+            NotApplied: It was refused, or nobody could be reached in time.
+            StreamBroken: It ended; the next one begins at another endpoint.
+        """
+        response, endpoint = await self._open_stream(request, silence_seconds)
+        try:
+            yield _lines(response), str(endpoint)
+        except StreamBroken:
+            self._demote(endpoint)
+            raise
+        finally:
+            response.close()
+
+    async def _open_stream(self, request: Request, silence_seconds: float) -> tuple[aiohttp.ClientResponse, URL]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds
+        backoff = self._backoff()
+        timeouts = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence_seconds)
+        while True:
+            for endpoint in self._candidates(request):
+                try:
+                    async with asyncio.timeout(self._attempt_timeout_seconds):
+                        return await self._begin_stream(endpoint, request, timeouts), endpoint
+                except (_Refused, _Lost, TimeoutError) as failure:
+                    self._demote(endpoint)
+                    last = str(failure) or f"{endpoint}: no answer in time"
+            wait = next(backoff)
+            if loop.time() + wait >= deadline:
+                raise Unreachable(f"no endpoint served the stream within {self._timeout_seconds:g} s; last: {last}")
+            await asyncio.sleep(wait)
+
+    async def _begin_stream(
+        self, endpoint: URL, request: Request, timeouts: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        assert self._session is not None, "the client is used outside of its 'async with' block"
+        url = URL(f"{endpoint}{request.target}", encoded=True)
+        async with _losses(url):
+            response = await self._session.get(url, headers=request.headers, timeout=timeouts, allow_redirects=False)
+            if response.status == 200:
+                return response
+            async with response:
+                _judge(Answer(response.status, response.headers, await response.read(), str(url.origin())))
+        raise UnexpectedAnswer(f"{endpoint}: an answer of status {response.status} to a stream")
 
     def _backoff(self) -> Iterator[float]:
         ceiling = _BACKOFF_FIRST_SECONDS
@@ -181,7 +245,7 @@ class Dispatcher:
             raise _Refused("the deadline passed")
         url = URL(f"{endpoint}{request.target}", encoded=True)
         timeout = aiohttp.ClientTimeout(
-            total=min(remaining, self._attempt_timeout_seconds), sock_connect=_CONNECT_SECONDS
+            total=min(remaining, self._attempt_timeout_seconds + request.wait_seconds), sock_connect=_CONNECT_SECONDS
         )
         async with (
             _losses(url),
@@ -219,6 +283,15 @@ async def _losses(url: URL) -> AsyncIterator[None]:
         raise _Lost(f"{origin}: the connection broke ({error or type(error).__name__})") from error
 
 
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for line in response.content:
+            yield line
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise StreamBroken(str(error) or type(error).__name__) from error
+    raise StreamBroken("the stream ended")
+
+
 def _redirect_origin(answer: Answer) -> URL:
     """Return the server that a redirect names.
 
@@ -232,11 +305,19 @@ def _redirect_origin(answer: Answer) -> URL:
 
 def _judge(answer: Answer) -> None:
     """Raise what an answer means unless it is a result."""
-    if answer.status in (200, 201, 404):
+    if answer.status in (200, 201):
         return
     document = document_of(answer)
     reason = document.optional("detail", str) or document.optional("title", str) or f"status {answer.status}"
     message = f"{answer.source}: {reason}"
+    kind = document.optional("type", str) or ""
+    final = error_of_problem(kind, message)
+    if final is not None:
+        raise final
+    if answer.status == 404:
+        return
+    if document.optional("applied", str) == "yes":
+        raise AlreadyApplied(document.revision())
     if answer.status == 412:
         raise ConditionNotMet(reason, document.revision("mod_revision"), Revision(document.revision()))
     if answer.status in (408, 429, 503) or (answer.status >= 500 and document.get("applied", str) == "no"):
@@ -246,9 +327,7 @@ def _judge(answer: Answer) -> None:
     raise InvalidRequest(message)
 
 
-def _refusal(answer: Answer, message: str) -> RaftkvError | _Refused:
-    if answer.status == 507:
-        return StorageLow(message)
+def _refusal(answer: Answer, message: str) -> _Refused:
     retry_after = answer.headers.get("Retry-After", "")
     if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
         return _Refused(message, min(float(retry_after), _MAX_RETRY_AFTER_SECONDS))

@@ -1,9 +1,14 @@
-"""The errors that only a client can have."""
+"""The errors that only a client can have, and the errors that a node's problem documents stand for."""
 
 from __future__ import annotations
 
-from raftkv.errors import NotApplied, UnknownOutcome
+from collections.abc import Mapping
+
+from raftkv import errors
+from raftkv.errors import NotApplied, RaftkvError, UnknownOutcome
 from raftkv.types import Revision
+
+_TYPE_PREFIX = "urn:raftkv:problem:"
 
 
 class Unreachable(NotApplied):
@@ -24,5 +29,42 @@ class ConditionNotMet(NotApplied):
         self.revision = revision
 
 
+class NotAcquired(NotApplied):
+    """Somebody else held the lock, or led, for as long as this client was ready to wait."""
+
+
+class LeaseLost(NotApplied):
+    """A lease that was to be kept alive has ended, or may have."""
+
+
 class UnexpectedAnswer(UnknownOutcome):
     """An endpoint answered in a way that raftkv does not; it may be another service."""
+
+
+_FINAL: Mapping[str, type[RaftkvError]] = {
+    "duplicate-key": errors.InvalidRequest,
+    "fence-lost": errors.FenceLost,
+    "idempotency-key-reused": errors.IdempotencyKeyReused,
+    "key-missing": errors.KeyMissing,
+    "lease-exists": errors.LeaseExists,
+    "lease-not-found": errors.LeaseNotFound,
+    "not-acquired": NotAcquired,
+    "not-held": errors.NotHeld,
+    "not-text": errors.InvalidRequest,
+    "revision-compacted": errors.RevisionCompacted,
+    "revision-in-future": errors.RevisionInFuture,
+    "space-exceeded": errors.SpaceExceeded,
+    "storage-low": errors.StorageLow,
+}
+"""Problems that another endpoint would not solve."""
+
+
+def error_of_problem(kind: str, detail: str) -> RaftkvError | None:
+    """Return the error that a problem document stands for, None when another endpoint may be asked.
+
+    Args:
+        kind: Its ``type``.
+        detail: What it says.
+    """
+    known = _FINAL.get(kind.removeprefix(_TYPE_PREFIX))
+    return None if known is None else known(detail)

@@ -47,9 +47,28 @@ def key_path(key: bytes) -> str:
         raise InvalidRequest("the key is empty")
     if len(key) > MAX_KEY_BYTES:
         raise InvalidRequest(f"the key has {len(key)} bytes; at most {MAX_KEY_BYTES} are allowed")
-    encoded = quote_from_bytes(key, safe="")
+    return "/v1/kv/" + _segment(key)
+
+
+def lock_path(name: bytes) -> str:
+    """Return the path of a lock."""
+    return "/v1/locks/" + _segment(name)
+
+
+def election_path(name: bytes) -> str:
+    """Return the path of an election."""
+    return "/v1/elections/" + _segment(name)
+
+
+def url_text(data: bytes) -> str:
+    """Return bytes percent-encoded, every one but the unreserved of RFC 3986."""
+    return quote_from_bytes(data, safe="")
+
+
+def _segment(data: bytes) -> str:
+    encoded = url_text(data)
     # As path segments these two mean something else.
-    return "/v1/kv/" + (encoded.replace(".", "%2E") if encoded in (".", "..") else encoded)
+    return encoded.replace(".", "%2E") if encoded in (".", "..") else encoded
 
 
 def check_value(value: bytes) -> None:

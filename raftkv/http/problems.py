@@ -167,7 +167,8 @@ def problem_of(error: Exception, target: str) -> ProblemError:
     if kind is INTERNAL_ERROR:
         _log.error("request %s failed unexpectedly", printable(target), exc_info=error)
         return ProblemError(kind, "an unexpected error, described in the node's log")
-    return ProblemError(kind, str(error))
+    members = {"revision": error.revision} if isinstance(error, errors.AlreadyApplied) else None
+    return ProblemError(kind, str(error), members=members)
 
 
 def printable(text: str) -> str:

@@ -131,23 +131,29 @@ async def test_nobody_in_time_is_not_applied(servers):
 
 
 @pytest.mark.parametrize("failure", [errors.Timeout("late"), errors.LeadershipLost("gone"), RuntimeError("a bug")])
-async def test_an_unknown_outcome_is_told_and_never_tried_again(servers, failure):
+async def test_a_write_of_unknown_outcome_is_tried_again_under_the_same_idempotency_key(servers, failure):
     servers[0].kv.failure = failure
     async with Client([server.url for server in servers]) as client:
-        with pytest.raises(errors.UnknownOutcome):
-            await client.put(b"a", b"1")
-        assert servers[1].kv.keys == {}
-
-
-async def test_an_unknown_outcome_is_tried_again_where_that_is_asked_for(servers):
-    servers[0].kv.failure = errors.Timeout("late")
-    async with Client([server.url for server in servers]) as client:
-        await client.put(b"a", b"1", retry_unknown=True)
+        await client.put(b"a", b"1")
         assert set(servers[1].kv.keys) == {b"a"}
-    servers[1].kv.failure = errors.Timeout("late")
+    first, second = (server.kv.safeguards[-1].idempotency for server in servers)
+    assert first == second
+    servers[1].kv.failure = failure
     async with Client([server.url for server in servers], timeout_seconds=0.3) as client:
         with pytest.raises(errors.UnknownOutcome, match="no endpoint served"):
-            await client.put(b"b", b"1", retry_unknown=True)
+            await client.put(b"b", b"1")
+    assert servers[1].kv.safeguards[-1].idempotency.key != first.key
+
+
+async def test_a_full_store_leaves_an_earlier_try_unknown(servers):
+    servers[0].kv.failure = errors.Timeout("late")
+    servers[1].kv.failure = errors.SpaceExceeded("full")
+    async with Client([server.url for server in servers]) as client:
+        with pytest.raises(errors.UnknownOutcome, match="full"):
+            await client.put(b"a", b"1")
+    async with Client([servers[1].url]) as client:
+        with pytest.raises(errors.SpaceExceeded, match="full"):
+            await client.put(b"a", b"1")
 
 
 async def test_a_read_is_tried_elsewhere_whatever_happens(servers):
@@ -176,14 +182,14 @@ async def test_a_full_disk_is_told_as_such(servers):
 
 async def test_a_connection_that_breaks_after_the_request_is_unknown(scripted):
     url, _answers = scripted
-    async with Client([url]) as client:
+    async with Client([url], timeout_seconds=0.3) as client:
         with pytest.raises(errors.UnknownOutcome, match="the connection broke"):
             await client.put(b"a", b"1")
 
 
 async def test_silence_is_unknown(servers):
     servers[0].kv.gate.clear()
-    async with Client([servers[0].url], attempt_timeout_seconds=0.1) as client:
+    async with Client([servers[0].url], timeout_seconds=0.5, attempt_timeout_seconds=0.1) as client:
         with pytest.raises(errors.UnknownOutcome, match="no answer in time"):
             await client.put(b"a", b"1")
 

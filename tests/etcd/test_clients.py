@@ -91,9 +91,9 @@ def test_a_watch_at_a_follower_misses_nothing_when_the_leader_dies(cluster):
                 for number in range(300):
                     if number == 100:
                         await asyncio.to_thread(cluster.leader().kill)
-                    stored = await client.put(b"w/%d" % (number % 7), b"%d" % number, retry_unknown=True)
+                    stored = await client.put(b"w/%d" % (number % 7), b"%d" % number)
                     written.append((f"w/{number % 7}", stored.mod_revision))
-                stored = await client.put(b"w/last", b"", retry_unknown=True)
+                stored = await client.put(b"w/last", b"")
                 written.append(("w/last", stored.mod_revision))
 
         watching = asyncio.create_task(watch())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from raftkv.operations import NO_SAFEGUARDS
+from raftkv.operations import NO_SAFEGUARDS, Safeguards
 from raftkv.service.api import (
     ClusterStatus,
     Condition,
@@ -39,6 +39,7 @@ class FakeKeyValueService:
         entered: Set when a method has begun.
         finished: Set when a put is done.
         reads: Consistency of each read so far.
+        safeguards: Those of each put that has begun.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class FakeKeyValueService:
         self.entered = asyncio.Event()
         self.finished = asyncio.Event()
         self.reads: list[Consistency] = []
+        self.safeguards: list[Safeguards] = []
 
     async def _begin(self) -> None:
         self.entered.set()
@@ -67,6 +69,7 @@ class FakeKeyValueService:
     async def put(
         self, key: bytes, value: bytes, condition: Condition | None = None, *, lease: int = 0, safeguards=NO_SAFEGUARDS
     ) -> Written | ConditionFailed:
+        self.safeguards.append(safeguards)
         await self._begin()
         if refusal := self._refusal(key, condition):
             return refusal

@@ -1,0 +1,96 @@
+"""A lease that is kept alive in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from raftkv.client.failures import LeaseLost
+from raftkv.errors import LeaseNotFound, RaftkvError
+from raftkv.operations import Lease
+
+_log = logging.getLogger(__name__)
+
+_KEEP_ALIVES_A_LEASE = 3
+_RETRY_SECONDS = 0.2
+
+
+class HeldLease:
+    """A lease that is being kept alive.
+
+    Args:
+        lease: The lease.
+        began: When it was asked for, on the event loop's clock.
+
+    Attributes:
+        id: Its number.
+        seconds: Its time.
+        lost: Set when it has ended, or may have: when nobody confirmed it for its whole time.
+    """
+
+    def __init__(self, lease: Lease, began: float) -> None:
+        self.id = lease.id
+        self.seconds = lease.seconds
+        self.lost = asyncio.Event()
+        self._deadline = began + lease.seconds
+
+    def check(self) -> None:
+        """Do nothing while the lease is certainly alive.
+
+        Raises:
+            LeaseLost: It has ended, or may have.
+        """
+        if self.lost.is_set() or asyncio.get_running_loop().time() >= self._deadline:
+            raise LeaseLost(f"lease {self.id} has ended, or may have")
+
+    async def keep(self, renew: Callable[[], Awaitable[int]]) -> None:
+        """Keep it alive until it is lost.
+
+        Args:
+            renew: Sends one keep-alive.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.seconds / _KEEP_ALIVES_A_LEASE)
+            while True:
+                began = loop.time()
+                try:
+                    # What nobody answers before the end of the lease is too late.
+                    async with asyncio.timeout_at(self._deadline):
+                        self.seconds = await renew()
+                except (LeaseNotFound, TimeoutError):
+                    self.lost.set()
+                    return
+                except RaftkvError as error:
+                    _log.info("a keep-alive of lease %d failed: %s", self.id, error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                self._deadline = began + self.seconds
+                break
+
+
+@asynccontextmanager
+async def kept_alive(
+    lease: HeldLease, renew: Callable[[], Awaitable[int]], revoke: Callable[[], Awaitable[None]]
+) -> AsyncIterator[HeldLease]:
+    """Keep a lease alive for as long as the context lasts, then end it.
+
+    Args:
+        lease: The lease.
+        renew: Sends one keep-alive.
+        revoke: Ends it.
+    """
+    keeping = asyncio.create_task(lease.keep(renew))
+    try:
+        yield lease
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        try:
+            await revoke()
+        except LeaseNotFound:
+            pass
+        except RaftkvError as error:
+            _log.warning("lease %d could not be revoked, it ends by itself: %s", lease.id, error)
