@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv import __version__
-from raftkv.cli import chaos, dev, keys, serve, status, trees
+from raftkv.cli import chaos, dev, keys, leases, serve, status, transactions, trees, turns, watch
 from raftkv.cli.failures import EXIT_CODES_HELP
 
 
@@ -23,6 +23,11 @@ for _command in (
     keys.get,
     keys.delete,
     keys.list_keys,
+    watch.watch,
+    transactions.txn,
+    leases.lease,
+    turns.lock,
+    turns.elect,
     status.status,
     trees.import_tree,
     trees.export_tree,

@@ -36,7 +36,7 @@ from raftkv.client.answers import (
 )
 from raftkv.client.dispatch import Dispatcher, Request
 from raftkv.client.failures import NotAcquired
-from raftkv.client.leases import HeldLease, kept_alive
+from raftkv.client.leases import HeldLease, end_lease, kept_alive
 from raftkv.client.targets import (
     base64_text,
     check_value,
@@ -152,6 +152,17 @@ class Client:
             return parse_transaction_answer(await self._write("POST", "/v1/txn", body, {}, fence))
 
         return TransactionBuilder(commit)
+
+    async def transact_json(self, body: bytes) -> tuple[bytes, bool]:
+        """Carry out a transaction in the JSON form of ``POST /v1/txn``; return its answer, and whether it succeeded.
+
+        Raises:
+            InvalidRequest: It is no transaction.
+            NotApplied: It was refused; nothing was written.
+            UnknownOutcome: It may have been applied, or may yet be.
+        """
+        answer = await self._write("POST", "/v1/txn", body)
+        return answer.body, document_of(answer).flag("succeeded")
 
     async def compact(self, revision: Revision) -> None:
         """Forget the history below a revision.
@@ -323,11 +334,29 @@ class Client:
             UnknownOutcome: It may have been made, or may yet be.
         """
         began = asyncio.get_running_loop().time()
-        granted = await self.grant_lease(seconds)
-        lease_id = granted.id
-        renew, revoke = partial(self.keep_lease_alive, lease_id), partial(self.revoke_lease, lease_id)
-        async with kept_alive(HeldLease(granted, began), renew, revoke) as held:
-            yield held
+        lease = HeldLease(await self.grant_lease(seconds), began)
+        renew, revoke = partial(self.keep_lease_alive, lease.id), partial(self.revoke_lease, lease.id)
+        async with kept_alive(lease, renew):
+            try:
+                yield lease
+            finally:
+                await end_lease(lease, revoke)
+
+    @asynccontextmanager
+    async def adopt_lease(self, lease_id: int) -> AsyncIterator[HeldLease]:
+        """Keep a lease alive that exists, for as long as the context lasts; then it has its whole time left.
+
+        Args:
+            lease_id: Its number.
+
+        Raises:
+            LeaseNotFound: There is none.
+            NotApplied: Nobody served it in time.
+        """
+        began = asyncio.get_running_loop().time()
+        lease = HeldLease(Lease(lease_id, await self.keep_lease_alive(lease_id)), began)
+        async with kept_alive(lease, partial(self.keep_lease_alive, lease_id)):
+            yield lease
 
     @asynccontextmanager
     async def lock(

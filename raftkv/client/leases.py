@@ -72,25 +72,31 @@ class HeldLease:
 
 
 @asynccontextmanager
-async def kept_alive(
-    lease: HeldLease, renew: Callable[[], Awaitable[int]], revoke: Callable[[], Awaitable[None]]
-) -> AsyncIterator[HeldLease]:
-    """Keep a lease alive for as long as the context lasts, then end it.
+async def kept_alive(lease: HeldLease, renew: Callable[[], Awaitable[int]]) -> AsyncIterator[None]:
+    """Keep a lease alive for as long as the context lasts.
 
     Args:
         lease: The lease.
         renew: Sends one keep-alive.
-        revoke: Ends it.
     """
     keeping = asyncio.create_task(lease.keep(renew))
     try:
-        yield lease
+        yield
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
-        try:
-            await revoke()
-        except LeaseNotFound:
-            pass
-        except RaftkvError as error:
-            _log.warning("lease %d could not be revoked, it ends by itself: %s", lease.id, error)
+
+
+async def end_lease(lease: HeldLease, revoke: Callable[[], Awaitable[None]]) -> None:
+    """End a lease; if that fails, it ends by itself.
+
+    Args:
+        lease: The lease.
+        revoke: Ends it.
+    """
+    try:
+        await revoke()
+    except LeaseNotFound:
+        return
+    except RaftkvError as error:
+        _log.warning("lease %d could not be revoked, it ends by itself: %s", lease.id, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 
@@ -22,6 +21,8 @@ from raftkv.client import (
 from raftkv.client.watch import Message, server_sent_events
 from raftkv.operations import EventKind, RangeResult, SortOrder, SortTarget
 from raftkv.types import Condition, Revision
+from tests.http.http_store import InstantLog
+from tests.http.http_thread import ServerThread
 from tests.http.native import SECONDS, Node
 
 
@@ -168,7 +169,7 @@ async def test_a_lease_is_kept_alive_and_ended(node, client):
         node.log.clock.time += 1.5
         async with asyncio.timeout(SECONDS):
             while (await client.lease_time(lease.id)).remaining_seconds < 2:
-                await asyncio.sleep(0.01)
+                pass
         lease.check()
     assert not isinstance(await client.get(b"k"), Found)
     assert await client.leases() == []
@@ -247,24 +248,12 @@ async def test_conditions_and_idempotency_are_one_thing(client):
 
 
 def test_the_blocking_client_has_the_same_features():
-    ready, end = threading.Event(), threading.Event()
-    urls: list[str] = []
-
-    async def serve() -> None:
-        async with Node() as node:
-            urls.append(node.url)
-            ready.set()
-            await asyncio.to_thread(end.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert ready.wait(SECONDS)
+    server = ServerThread(log=InstantLog())
     try:
-        with BlockingClient(urls) as client:
+        with BlockingClient([server.url]) as client:
             use_everything(client)
     finally:
-        end.set()
-        thread.join()
+        server.stop()
 
 
 def use_everything(client: BlockingClient) -> None:

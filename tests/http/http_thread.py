@@ -1,4 +1,4 @@
-"""A front-end over fakes on a thread of its own, for what runs an event loop itself."""
+"""A front-end over fakes or a store on a thread of its own, for what runs an event loop itself."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import threading
 
 from raftkv.http import FrontEnd
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
-from tests.http.http_store import services_of
+from tests.http.http_store import InstantLog, services_of
 
 
 class ServerThread:
     """A front-end on an event loop of its own."""
 
-    def __init__(self, kv: FakeKeyValueService | None = None) -> None:
+    def __init__(self, kv: FakeKeyValueService | None = None, *, log: InstantLog | None = None) -> None:
         self.kv = kv or FakeKeyValueService()
+        self.log = log
         self.cluster = FakeClusterService()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._front_end = FrontEnd(services_of(self.kv, self.cluster))
+        self._front_end = FrontEnd(services_of(self.kv if log is None else log.kv, self.cluster, log))
         host, port = self._run(self._front_end.start("127.0.0.1", 0))
         self.url = f"http://{host}:{port}"
 
