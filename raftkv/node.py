@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -281,6 +282,9 @@ def run_node(config: NodeConfig) -> None:
         FatalError: The node could not start, or cannot go on.
     """
     sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
+    # Each client and each watch is an open file; the usual soft limit of 1024 is there for programs that use select().
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # What is loaded by now stays; and of what comes, nearly all is freed by reference counts. Python's defaults would
     # spend a fifth of the time of a busy leader on searching for cycles.
     gc.freeze()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import orjson
@@ -43,16 +43,16 @@ class EventStream:
         await self.response.prepare(self._request)
         await self._write(b"id: %d\n\n" % position)
 
-    async def send(self, position: int, document: object, kind: str = "") -> None:
-        """Send one event.
+    async def send(self, messages: Iterable[tuple[int, object]], kind: str = "") -> None:
+        """Send events, in one piece.
 
         Args:
-            position: Its id; a client that resumes with it gets what comes after.
-            document: Its data, as JSON.
-            kind: Its type, empty for an ordinary message.
+            messages: The id and the data of each, as JSON; a client that resumes with an id gets what comes after.
+            kind: Their type, empty for ordinary messages.
         """
-        head = f"event: {kind}\n" if kind else ""
-        await self._write(b"id: %d\n%bdata: %b\n\n" % (position, head.encode(), orjson.dumps(document)))
+        head = f"event: {kind}\n".encode() if kind else b""
+        parts = [b"id: %d\n%bdata: %b\n\n" % (position, head, orjson.dumps(data)) for position, data in messages]
+        await self._write(b"".join(parts))
 
     @asynccontextmanager
     async def heartbeats(self, told: Callable[[], int]) -> AsyncIterator[None]:
@@ -102,7 +102,7 @@ async def serve_events(
     except Exception as error:  # noqa: BLE001 - the boundary: the answer has begun, so it ends with an event
         document = orjson.Fragment(problem_of(error, request.raw_path).document())
         with suppress(ConnectionError):
-            await stream.send(told(), document, "error")
+            await stream.send([(told(), document)], "error")
     return stream.response
 
 

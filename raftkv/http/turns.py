@@ -168,7 +168,7 @@ class ElectionApi(_Queues):
             async for item in self._turns.leaders(prefix):
                 # Who comes next may have said last what it says before its predecessor did.
                 told = max(told, item.mod_revision)
-                await stream.send(told, _leader(item, as_base64=as_base64))
+                await stream.send([(told, _leader(item, as_base64=as_base64))])
 
         return await serve_events(call.request, self._open_ended, lambda: told, follow)
 

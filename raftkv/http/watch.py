@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from raftkv.errors import RevisionCompacted
@@ -13,12 +15,15 @@ from raftkv.http.items import render_bytes, render_item
 from raftkv.http.json_body import ENCODINGS
 from raftkv.http.open_ended import OpenEnded
 from raftkv.http.problems import INVALID_KEY, INVALID_QUERY, ProblemError
+from raftkv.http.renderings import Renderings
 from raftkv.http.routing import Call
 from raftkv.http.server_sent_events import EventStream, last_event_id, serve_events
 from raftkv.http.target import Query
 from raftkv.operations import EventKind, KeySpan, Watch, WatchedEvent
 from raftkv.service.api import StoreService, WatchService
 from raftkv.types import MAX_KEY_BYTES
+
+_revision_of = attrgetter("revision")
 
 _MAX_REVISION = 2**63 - 1
 _FLAGS = ("true", "false")
@@ -38,6 +43,7 @@ class WatchApi:
         self._watches = watches
         self._store = store
         self._open_ended = open_ended
+        self._renderings = Renderings()
 
     async def watch(self, call: Call) -> web.StreamResponse:
         """``GET /v1/watch?key=`` or ``?prefix=``: from now on, from ``from_revision``, or after ``Last-Event-ID``."""
@@ -59,11 +65,22 @@ class WatchApi:
             while True:
                 unsent = None
                 events = await watcher.next()
-                for revision, changes in groupby(events, key=lambda event: event.revision):
-                    unsent = revision
-                    await stream.send(revision, _render(revision, list(changes), as_base64=as_base64))
+                unsent = events[0].revision
+                messages = [
+                    (revision, self._render(revision, list(changes), as_base64=as_base64))
+                    for revision, changes in groupby(events, key=_revision_of)
+                ]
+                await stream.send(messages)
 
         return await serve_events(call.request, self._open_ended, told, follow)
+
+    def _render(self, revision: int, events: list[WatchedEvent], *, as_base64: bool) -> orjson.Fragment:
+        told = tuple((event.event.item.key, event.previous is None) for event in events)
+
+        def render() -> dict[str, Any]:
+            return {"revision": revision, "events": [_render_event(event, as_base64=as_base64) for event in events]}
+
+        return self._renderings.get((revision, as_base64, told), render)
 
 
 def _parse(request: web.BaseRequest, query: Query) -> Watch:
@@ -81,10 +98,6 @@ def _parse(request: web.BaseRequest, query: Query) -> Watch:
         _IGNORED[query.choice("ignore", tuple(_IGNORED), "")],
         query.choice("previous", _FLAGS, "false") == "true",
     )
-
-
-def _render(revision: int, events: list[WatchedEvent], *, as_base64: bool) -> dict[str, Any]:
-    return {"revision": revision, "events": [_render_event(event, as_base64=as_base64) for event in events]}
 
 
 def _render_event(watched: WatchedEvent, *, as_base64: bool) -> dict[str, Any]:

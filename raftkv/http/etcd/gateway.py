@@ -23,6 +23,7 @@ from raftkv.http.etcd.turns import TurnRequests
 from raftkv.http.etcd.watch import WatchStream
 from raftkv.http.open_ended import OpenEnded
 from raftkv.http.problems import VALUE_TOO_LARGE, ProblemError
+from raftkv.http.renderings import Renderings
 from raftkv.http.routing import Call
 from raftkv.service.api import NodeServices
 from raftkv.service.turns import Turns
@@ -59,6 +60,7 @@ class Gateway:
         self._open_ended = open_ended
         self._body_timeout_seconds = body_timeout_seconds
         self._forwarder = Forwarder()
+        self._renderings = Renderings()
         leases = LeaseRequests(services.leases, self._headers, self._forwarder)
         queues = TurnRequests(turns, self._headers)
         self._unary: Mapping[str, Unary] = {
@@ -131,7 +133,7 @@ class Gateway:
         return response
 
     async def _watch(self, stream: Stream) -> None:
-        await WatchStream(stream, self._watches, self._store, self._headers).run()
+        await WatchStream(stream, self._watches, self._store, self._headers, self._renderings).run()
 
     async def _answer(self, call: Call, handle: Unary) -> web.Response:
         try:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import orjson
+
 from raftkv.errors import RaftkvError, RevisionCompacted
 from raftkv.http.etcd.fields import Fields
 from raftkv.http.etcd.headers import Headers
 from raftkv.http.etcd.messages import key_value_json
 from raftkv.http.etcd.stream import Stream
+from raftkv.http.renderings import Renderings
 from raftkv.operations import EventKind, KeySpan, Watch, WatchedEvent
 from raftkv.service.api import StoreService, WatcherHandle, WatchService
 from raftkv.types import MAX_KEY_BYTES, Revision
@@ -37,6 +40,7 @@ class WatchStream:
         watches: Where watches come from.
         store: For its revisions.
         headers: Writes headers.
+        renderings: Events that were rendered for other streams.
     """
 
     def __init__(
@@ -45,11 +49,13 @@ class WatchStream:
         watches: WatchService,
         store: StoreService,
         headers: Headers,
+        renderings: Renderings,
     ) -> None:
         self._stream = stream
         self._watches = watches
         self._store = store
         self._headers = headers
+        self._renderings = renderings
         self._running: dict[int, asyncio.Task[None]] = {}
         self._synced: dict[int, WatcherHandle] = {}
         self._next_id = 0
@@ -146,10 +152,14 @@ class WatchStream:
             except TimeoutError:
                 await self._stream.send(self._headers.answer(_numbered(watch_id), Revision(watcher.position - 1)))
 
+    def _event(self, watched: WatchedEvent) -> orjson.Fragment:
+        name = (watched.revision, watched.event.item.key, watched.previous is None)
+        return self._renderings.get(name, lambda: _event_json(watched))
+
     async def _tell(self, watch_id: int, events: Sequence[WatchedEvent], *, fragments: bool) -> None:
         parts = _fragments(events) if fragments else [list(events)]
         for number, part in enumerate(parts, start=1):
-            document: dict[str, Any] = {"events": [_event_json(event) for event in part]}
+            document: dict[str, Any] = {"events": [self._event(event) for event in part]}
             if number < len(parts):
                 document["fragment"] = True
             await self._stream.send(self._headers.answer({**_numbered(watch_id), **document}))
