@@ -19,6 +19,7 @@ from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
 from raftkv.errors import FatalError, ForeignData
 from raftkv.http import FrontEnd, FrontEndSettings
+from raftkv.ports import Clock
 from raftkv.runtime.clock import RealClock, RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
 from raftkv.runtime.journal_writer import JournalWriter
@@ -32,7 +33,7 @@ from raftkv.service.cluster import Cluster
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
-from raftkv.service.leases import LeaseClock, Leases
+from raftkv.service.leases import LeaseClock, Leases, SteadyClock
 from raftkv.service.proposer import ProposerLimits
 from raftkv.service.store import Store
 from raftkv.service.writes import ClusterTime, Writes
@@ -138,22 +139,23 @@ class Node:
             replica.on_installed,
             self._fail,
         )
+        steady = SteadyClock(self._clock)
         timer = LeaseClock(config.timing.election_timeout_ms / 1000)
         duties = LeaderDuties(
             storage.machine,
             replica.proposer,
-            self._clock,
+            steady,
             timer,
             Compactor(config.retention),
             Quota(config.storage.quota_bytes, config.name),
             replica.leading,
         )
-        front_end = FrontEnd(self._services(storage, replica, timer), FrontEndSettings())
+        front_end = FrontEnd(self._services(storage, replica, timer, steady), FrontEndSettings())
         await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
 
-    def _services(self, storage: Storage, replica: Replica, timer: LeaseClock) -> NodeServices:
+    def _services(self, storage: Storage, replica: Replica, timer: LeaseClock, clock: Clock) -> NodeServices:
         config, machine = self._config, storage.machine
-        time = ClusterTime(machine, self._clock, replica.leading)
+        time = ClusterTime(machine, clock, replica.leading)
         writes = Writes(replica.proposer, time, config.retention.idempotency_keep_s)
         return NodeServices(
             kv=KeyValues(machine, writes, replica.gate),
@@ -163,7 +165,7 @@ class Node:
                 writes,
                 replica.gate,
                 timer,
-                self._clock,
+                clock,
                 self._randomness,
                 # etcd's rule: shorter than this, a lease could end with an election.
                 math.ceil(1.5 * config.timing.election_timeout_ms / 1000),

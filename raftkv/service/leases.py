@@ -22,9 +22,34 @@ from raftkv.store.commands import GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
 from raftkv.store.results import Granted
 
+LONGEST_STEP_SECONDS = 0.5
+
 _MAX_LEASE_ID = 2**63 - 1
 _MAX_RANDOM_LEASE_ID = 2**53 - 1
 """What every JSON reader keeps exact."""
+
+
+class SteadyClock:
+    """Time that stands still while a process does: a pause, or a jump of the clock, counts for half a second at most.
+
+    What is timed by it lasts longer than it should after such a moment, and never ends early. It must be asked often,
+    as the leader's duties do.
+
+    Args:
+        clock: Monotonic time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = clock.now()
+        self._now = 0.0
+
+    def now(self) -> float:
+        """Return the time in seconds."""
+        now = self._clock.now()
+        self._now += min(max(0.0, now - self._last), LONGEST_STEP_SECONDS)
+        self._last = now
+        return self._now
 
 
 class LeaseClock:
@@ -62,11 +87,20 @@ class LeaseClock:
             self._seconds[change.id] = change.seconds
             self._set(change.id, now + change.seconds)
 
-    def renew(self, lease_id: int, now: float) -> int | None:
-        """Give a lease its full time again; return it in seconds, None when it is unknown or its time is over."""
+    def renew(self, lease_id: int, since: float, now: float) -> int | None:
+        """Give a lease its full time again.
+
+        Args:
+            lease_id: The lease.
+            since: When its time begins.
+            now: The present: what is over by now may be proposed for removal already, and no more be saved.
+
+        Returns:
+            Its time in seconds, None when it is unknown or its time is over.
+        """
         if self.remaining(lease_id, now) is None:
             return None
-        self._set(lease_id, max(now + self._seconds[lease_id], self._deadlines[lease_id]))
+        self._set(lease_id, max(since + self._seconds[lease_id], self._deadlines[lease_id]))
         return self._seconds[lease_id]
 
     def remaining(self, lease_id: int, now: float) -> float | None:
@@ -199,10 +233,11 @@ class Leases:
         # Whoever leads later was elected after this moment, and gives the lease its full time from then on.
         await self._gate.wait()
         self._require_leader()
+        now = self._clock.now()
         # The store may know of its end before the clock does.
-        seconds = None if self._store.lease(lease_id) is None else self._timer.renew(lease_id, began)
+        seconds = None if self._store.lease(lease_id) is None else self._timer.renew(lease_id, began, now)
         if seconds is None:
-            if self._timer.is_expired(lease_id, began):
+            if self._timer.is_expired(lease_id, now):
                 await self._wait_until_removed(lease_id)
             raise LeaseNotFound(f"lease {lease_id} does not exist")
         return seconds

@@ -14,7 +14,7 @@ from raftkv.operations import MAX_LEASE_SECONDS, Lease, RefusalKind, Refused
 from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
-from raftkv.service.leases import LeaseClock, Leases
+from raftkv.service.leases import LeaseClock, Leases, SteadyClock
 from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.commands import Compact, GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
@@ -179,6 +179,40 @@ async def test_a_lease_whose_end_is_proposed_and_not_yet_decided_cannot_be_kept_
         await asyncio.wait_for(keeping, 5)
 
 
+async def test_a_lease_that_ends_while_its_keep_alive_is_confirmed_is_not_said_to_live():
+    node = Node()
+    await node.leases.grant(7, 10)
+    node.duties.tick()
+    node.after(9.9)
+    node.store.holds_back = True
+    confirmed = asyncio.Event()
+    node.store.wait = confirmed.wait
+    keeping = asyncio.create_task(node.leases.keep_alive(7))
+    await asyncio.sleep(0)
+    node.after(0.2)
+    assert node.store.proposed[-1] == RevokeLease(7)
+    confirmed.set()
+    await asyncio.sleep(0)
+    node.store.apply(RevokeLease(7))
+    with pytest.raises(LeaseNotFound):
+        await asyncio.wait_for(keeping, 5)
+
+
+def test_steady_time_stands_still_while_the_process_does():
+    clock = Clock()
+    steady = SteadyClock(clock)
+    for _ in range(10):
+        clock.time += 0.25
+        steady.now()
+    assert steady.now() == 2.5
+    clock.time += 3600
+    assert steady.now() == 3.0
+    clock.time -= 50
+    assert steady.now() == 3.0
+    clock.time += 0.25
+    assert steady.now() == 3.25
+
+
 async def test_a_removed_lease_is_gone_before_the_clock_knows():
     node = Node()
     await node.leases.grant(7, 10)
@@ -239,7 +273,7 @@ def test_no_lease_is_ever_taken_for_expired_before_its_time(steps):
         if step == "grant" and lease_id not in seconds:
             timer.change(LeaseChange(lease_id, number), now)
             seconds[lease_id], ends[lease_id] = number, now + number
-        elif step == "renew" and timer.renew(lease_id, now) is not None:
+        elif step == "renew" and timer.renew(lease_id, now, now) is not None:
             ends[lease_id] = now + seconds[lease_id]
         elif step == "remove":
             timer.change(LeaseChange(lease_id, None), now)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raftkv.consensus.messages import AppendEntries, Message, RequestVote, TimeoutNow, Vote
 from raftkv.errors import StorageFailed
+from raftkv.service.leases import LONGEST_STEP_SECONDS
 from raftkv.types import NodeId
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class FaultInjector:
         self.strikes: list[Strike] = []
         self._rng = random.Random(world.rng.getrandbits(64))
         self._active = False
+        self._jumps = 0
+        self._fastest_clock = 1.0
         self._broken_disks: dict[NodeId, int] = {}
         self.counts: Counter[str] = Counter()
         self._actions: dict[str, Callable[[], None]] = {
@@ -280,8 +283,15 @@ class FaultInjector:
             return
         if self._rng.random() < 0.5:
             node.clock.jump(self._rng.choice([0.5, 3.0, 60.0]))
+            self._jumps += 1
         else:
-            node.clock.drift(self._rng.choice([0.5, 0.9, 1.1, 2.0]))
+            rate = self._rng.choice([0.5, 0.9, 1.1, 2.0])
+            node.clock.drift(rate)
+            self._fastest_clock = max(self._fastest_clock, rate)
+
+    def shortest_lease(self, seconds: float) -> float:
+        """Return the time that a lease must last, given what clocks have done so far."""
+        return seconds / self._fastest_clock - LONGEST_STEP_SECONDS * self._jumps
 
     def _transfer(self) -> None:
         for node in self._world.nodes.values():

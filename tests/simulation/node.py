@@ -18,6 +18,7 @@ from raftkv.consensus.journal import Batch
 from raftkv.consensus.messages import Message
 from raftkv.consensus.segments import SegmentedLog
 from raftkv.errors import FatalError
+from raftkv.operations import Event
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
@@ -25,8 +26,10 @@ from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
-from raftkv.service.leases import LeaseClock
+from raftkv.service.leases import LeaseClock, Leases, SteadyClock
 from raftkv.service.proposer import ProposerLimits
+from raftkv.service.store import Store
+from raftkv.service.turns import Turns
 from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
@@ -49,7 +52,7 @@ SETTINGS = ReplicaSettings(
 )
 # Small, so that snapshots, compaction and segments come and go within seconds.
 POLICY = SnapshotPolicy(journal_bytes=3_000, journal_entries=60, tail_bytes=1_000)
-IDEMPOTENCY_KEEP_SECONDS = 60
+IDEMPOTENCY_KEEP_SECONDS = 3600
 RETENTION = Retention(compact_keep_revisions=40)
 SEGMENT_BYTES = 4_096
 
@@ -106,6 +109,11 @@ class WatchedMachine(Machine):
         results = super().apply(entries)
         self._node.world.on_applied(self._node, entries, results, self)
         return results
+
+    def take_events(self) -> list[tuple[int, Event]]:
+        changes = super().take_events()
+        self._node.world.on_changes(self._node, changes)
+        return changes
 
 
 class PausableReplica(Replica):
@@ -305,14 +313,27 @@ class SimulatedNode:
             self.replica.on_installed,
             self._on_fatal,
         )
-        time = ClusterTime(storage.machine, self.clock, self.replica.leading)
+        clock = SteadyClock(self.clock)
+        time = ClusterTime(storage.machine, clock, self.replica.leading)
         writes = Writes(self.replica.proposer, time, IDEMPOTENCY_KEEP_SECONDS)
         self.kv = KeyValues(storage.machine, writes, self.replica.gate)
         self.lease_clock = LeaseClock(TIMING.election_timeout_seconds)
+        self.store = Store(storage.machine, writes, self.replica.gate)
+        self.leases = Leases(
+            storage.machine,
+            writes,
+            self.replica.gate,
+            self.lease_clock,
+            clock,
+            self._randomness,
+            2,
+            self.replica.require_leader,
+        )
+        self.turns = Turns(self.store, self.leases, self.replica.watches)
         self.duties = LeaderDuties(
             storage.machine,
             self.replica.proposer,
-            self.clock,
+            clock,
             self.lease_clock,
             Compactor(RETENTION),
             Quota(0, self.name),

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import raftkv.consensus.core as core_module
@@ -19,12 +20,21 @@ from raftkv.consensus import engine
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from raftkv.consensus.messages import Message
 from raftkv.errors import FatalError, StorageFailed
-from raftkv.store.commands import MalformedCommand, Put, decode_commands
+from raftkv.operations import Event, PutOperation, Refused, TransactionResult
+from raftkv.store.commands import (
+    Guarded,
+    MalformedCommand,
+    Put,
+    RevokeLease,
+    Transact,
+    decode_commands,
+)
 from raftkv.store.machine import Machine
 from raftkv.store.results import Result
-from raftkv.types import Member, NodeId
+from raftkv.types import Member, NodeId, Written
 from raftkv.verification.linearizability import Verdict, check_history
 from tests.simulation.faults import FAULTS, FaultInjector, Strike
+from tests.simulation.features import Features
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.network import Network
 from tests.simulation.node import CURRENT_NODE, SimulatedNode, shrink_limits
@@ -50,6 +60,7 @@ class Plan:
         seconds: Virtual time of faults.
         faults: Names of the faults that may happen.
         guards: Rules that are on.
+        has_features: Whether there are clients of more than single keys.
     """
 
     seed: int
@@ -57,6 +68,7 @@ class Plan:
     seconds: float = 30.0
     faults: frozenset[str] = frozenset(FAULTS)
     guards: Guards = ALL_GUARDS
+    has_features: bool = True
 
 
 @dataclass(slots=True)
@@ -115,6 +127,7 @@ class World:
         self._leaders: dict[int, NodeId] = {}
         self._leading: dict[NodeId, int] = {}
         self._applied_values: set[bytes] = set()
+        self._noted = 0
         self._violation: str | None = None
         members = tuple(Member(NodeId(f"n{number}"), f"host{number}:1") for number in range(1, plan.nodes + 1))
         self.nodes = {member.name: SimulatedNode(self, member.name, members) for member in members}
@@ -129,6 +142,9 @@ class World:
         )
         self.faults = FaultInjector(self, strikes)
         self.workload = Workload(self)
+        self.features = Features(self, plan.seed)
+        self.changes: dict[int, tuple[bytes, ...]] = {}
+        self._highest_token = 0
 
     def run(self) -> Outcome:
         """Do what the plan says."""
@@ -177,13 +193,18 @@ class World:
         for node in self.nodes.values():
             node.start()
         self.workload.start()
+        if self.plan.has_features:
+            self.features.start()
         self.faults.start()
         await self._pass(self.plan.seconds)
         self.faults.stop()
         self.log("peace")
         await self._recover()
         self.workload.stop()
+        self.features.stop()
         await self.workload.read_everything()
+        if self.plan.has_features:
+            await self.features.check_the_end()
         self._check_the_end()
 
     async def _pass(self, seconds: float) -> None:
@@ -249,19 +270,40 @@ class World:
                 self.violate(f"{node.name} applied another entry at index {entry.index} than others did")
             if self._results.setdefault(entry.index, repr(result)) != repr(result):
                 self.violate(f"{node.name} has another result at index {entry.index} than others had")
-            self._note_values(entry.payload)
+            if entry.index > self._noted:
+                self._noted = entry.index
+                self._note_commands(entry.payload, result)
         index = machine.applied_index
         if index % _HASH_EVERY == 0:
             state = machine.state_hash()
             if self._hashes.setdefault(index, state) != state:
                 self.violate(f"{node.name} has another state at index {index} than others had")
 
-    def _note_values(self, payload: bytes | None) -> None:
+    def on_changes(self, node: SimulatedNode, changes: Sequence[tuple[int, Event]]) -> None:
+        """Check that every node sees the same changes at the same revision."""
+        for revision, events in groupby(changes, key=lambda change: change[0]):
+            keys = tuple(event.item.key for _revision, event in events)
+            if self.changes.setdefault(revision, keys) != keys:
+                self.violate(f"{node.name} changed {keys} at revision {revision}, others {self.changes[revision]}")
+
+    def _note_commands(self, payload: bytes | None, results: Sequence[Result]) -> None:
+        """Look at what an entry does, the first time that a node applies it."""
         try:
             commands = [] if payload is None else decode_commands(payload)
         except MalformedCommand:
             return
-        self._applied_values.update(command.value for command in commands if isinstance(command, Put))
+        for command, result in zip(commands, results, strict=True):
+            if isinstance(command, Put):
+                self._applied_values.add(command.value)
+            elif isinstance(command, Transact) and isinstance(result, TransactionResult) and result.succeeded:
+                puts = (part for part in command.transaction.success if isinstance(part, PutOperation))
+                self._applied_values.update(put.value for put in puts if put.value)
+            elif isinstance(command, RevokeLease) and not isinstance(result, Refused):
+                self.features.on_lease_removed(command.lease_id)
+            elif isinstance(command, Guarded) and command.fence is not None and isinstance(result, Written):
+                if command.fence.token < self._highest_token:
+                    self.violate(f"a write under the token {command.fence.token} after one of {self._highest_token}")
+                self._highest_token = command.fence.token
 
     def on_turn(self, node: SimulatedNode) -> None:
         """Check a node's log, and what a leader must be: alone in its term, in possession of everything committed."""
