@@ -1,4 +1,4 @@
-"""``/v1/cluster`` and ``/version``."""
+"""``/v1/cluster``, ``/v1/version`` and ``/version``."""
 
 from __future__ import annotations
 
@@ -43,13 +43,16 @@ class ClusterApi:
         )
 
     async def version(self, call: Call) -> web.Response:
-        """``GET /version``: what runs here."""
+        """``GET /v1/version``: what runs here."""
         refuse_body(call.request)
         Query(call.query, ())
-        # The last two are how etcd's clients recognise a server that speaks their API.
-        return json_response(
-            {"raftkv": __version__, "api": "v1", "etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
-        )
+        return json_response({"raftkv": __version__, "api": "v1"})
+
+    async def etcd_version(self, call: Call) -> web.Response:
+        """``GET /version``: how etcd's clients recognise a server of their API; some refuse any further member."""
+        refuse_body(call.request)
+        Query(call.query, ())
+        return json_response({"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION})
 
 
 def _render_member(member: MemberStatus) -> dict[str, Any]:

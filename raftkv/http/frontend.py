@@ -155,7 +155,8 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
         "/livez": {"GET": health.live, "HEAD": health.live},
         "/readyz": {"GET": health.ready, "HEAD": health.ready},
-        "/version": {"GET": about.version, "HEAD": about.version},
+        "/v1/version": {"GET": about.version, "HEAD": about.version},
+        "/version": {"GET": about.etcd_version, "HEAD": about.etcd_version},
         "/health": {"GET": etcd_health.health, "HEAD": etcd_health.health},
     }
 

@@ -57,10 +57,14 @@ class LeaseClock:
 
     Args:
         extension_seconds: Given on top to leases that a new leader finds.
+
+    Attributes:
+        began: Since when it times the leases of this leadership.
     """
 
     def __init__(self, extension_seconds: float) -> None:
         self._extension_seconds = extension_seconds
+        self.began = -math.inf
         self._seconds: dict[int, int] = {}
         self._deadlines: dict[int, float] = {}
         self._queue: list[tuple[float, int]] = []
@@ -68,6 +72,7 @@ class LeaseClock:
     def begin(self, leases: Iterable[Lease], now: float) -> None:
         """Time leases anew, at the beginning of a leadership."""
         self.end()
+        self.began = now
         for lease in leases:
             self._seconds[lease.id] = lease.seconds
             self._set(lease.id, now + lease.seconds + self._extension_seconds)
@@ -227,12 +232,8 @@ class Leases:
         Raises:
             LeaseNotFound: There is none, or its time is over.
         """
-        self._require_leader()
         self._check(lease_id)
-        began = self._clock.now()
-        # Whoever leads later was elected after this moment, and gives the lease its full time from then on.
-        await self._gate.wait()
-        self._require_leader()
+        began = await self._confirmed_since()
         now = self._clock.now()
         # The store may know of its end before the clock does.
         seconds = None if self._store.lease(lease_id) is None else self._timer.renew(lease_id, began, now)
@@ -268,6 +269,21 @@ class Leases:
             (lease.id for lease in self._store.leases()),
             key=lambda lease_id: (self._timer.remaining(lease_id, now) or 0.0, lease_id),
         )
+
+    async def _confirmed_since(self) -> float:
+        """Return a moment since which this node has led without a break, and all that was decided before is applied.
+
+        Whoever leads later was elected after that moment, and gives every lease its full time from then on.
+        """
+        while True:
+            self._require_leader()
+            began = self._clock.now()
+            await self._gate.wait()
+            self._require_leader()
+            # Else this node lost its leadership meanwhile and has it again: the removal of a lease that it proposed in
+            # the earlier one may yet be decided.
+            if began >= self._timer.began:
+                return began
 
     async def _wait_until_removed(self, lease_id: int) -> None:
         while self._store.lease(lease_id) is not None:

@@ -148,11 +148,12 @@ class Proposer:
 
     def flush(self) -> None:
         """Propose as many groups as may be in flight; refuse what waits when this node cannot propose any more."""
+        refusal = self._refusal() if self._queue else None
+        if refusal is not None:
+            # Even when nothing could be proposed now: what was decided in one leadership (to end a lease, say) must not
+            # wait for the next one.
+            self._fail_queue(refusal)
         while self._queue and len(self._in_flight) < self._limits.entries_in_flight:
-            refusal = self._refusal()
-            if refusal is not None:
-                self._fail_queue(refusal)
-                return
             group = self._next_group()
             if not group:
                 return

@@ -198,6 +198,37 @@ async def test_a_lease_that_ends_while_its_keep_alive_is_confirmed_is_not_said_t
         await asyncio.wait_for(keeping, 5)
 
 
+async def test_a_keep_alive_that_outlasts_a_leadership_is_confirmed_again_in_the_next():
+    node = Node()
+    await node.leases.grant(7, 10)
+    node.duties.tick()
+    node.after(9.9)
+    node.store.holds_back = True
+    confirmations: list[asyncio.Event] = []
+
+    async def wait() -> None:
+        confirmations.append(asyncio.Event())
+        await confirmations[-1].wait()
+
+    node.store.wait = wait
+    keeping = asyncio.create_task(node.leases.keep_alive(7))
+    await asyncio.sleep(0)
+    node.after(0.2)
+    assert node.store.proposed[-1] == RevokeLease(7)
+    node.term = None
+    node.after(0.1)
+    node.term = Term(5)
+    node.after(0.1)
+    confirmations[0].set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    # What was proposed in the earlier leadership is decided before the first confirmation of the next.
+    node.store.apply(RevokeLease(7))
+    confirmations[1].set()
+    with pytest.raises(LeaseNotFound):
+        await asyncio.wait_for(keeping, 5)
+
+
 def test_steady_time_stands_still_while_the_process_does():
     clock = Clock()
     steady = SteadyClock(clock)

@@ -186,3 +186,19 @@ async def test_a_caller_that_is_gone_before_the_proposal_costs_nothing():
     gone.cancel()
     fixture.proposer.applied(Index(1), Term(1), written(2))
     assert (await there).revision == 1
+
+
+async def test_what_waits_behind_a_full_log_does_not_outlive_the_leadership():
+    fixture = Fixture(entries_in_flight=1)
+    fixture.put()
+    fixture.proposer.flush()
+    waiting = fixture.put(b"decided in this leadership")
+    fixture.proposer.flush()
+    assert not waiting.done()
+    fixture.refusal = NoLeader("it ended")
+    fixture.proposer.flush()
+    with pytest.raises(NoLeader):
+        await waiting
+    fixture.refusal = None
+    fixture.proposer.flush()
+    assert len(fixture.log.entries) == 1

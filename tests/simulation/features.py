@@ -239,6 +239,7 @@ class Features:
             except (NotApplied, UnknownOutcome):
                 continue
             self.leases[lease.id] = HeldLease(lease.seconds, began)
+            self._world.log(f"lease {lease.id} of {lease.seconds} s is granted by {node.name}")
             with suppress(NotApplied, UnknownOutcome):
                 await node.store.put(PutOperation(b"leased/%d" % lease.id, b"", lease.id))
             await self._keep(lease.id)
@@ -258,7 +259,7 @@ class Features:
             except NotApplied:
                 continue
             self.leases[lease_id].confirmed = began
-            self._world.log(f"lease {lease_id} is confirmed")
+            self._world.log(f"lease {lease_id} is confirmed by {node.name}")
 
     def on_lease_removed(self, lease_id: int) -> None:
         """Check that a lease did not end early; it is called when the first node applies its end."""

@@ -65,8 +65,8 @@ DIRECTED_ONLY = {
 REGRESSIONS = [(3, 263), (3, 253), (5, 34), (5, 143), (5, 33345)]
 """Nodes and seed of runs that once found a fault in the code."""
 
-FEATURE_REGRESSIONS = [(3, 1071), (3, 1145)]
-"""The same, found by the clients of leases: a keep-alive was confirmed of a lease whose end was proposed already."""
+FEATURE_REGRESSIONS = [(3, 1071), (3, 1145), (3, 2282)]
+"""The same, found by the clients of leases: keep-alives of leases were confirmed whose end was proposed already."""
 
 
 def run_until_caught(hunt: Hunt, *guards: str) -> str | None:
