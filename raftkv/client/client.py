@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -284,14 +284,19 @@ class Client:
         document = {"ttl_seconds": seconds, **({"id": lease_id} if lease_id else {})}
         return parse_granted(await self._write("POST", "/v1/leases", orjson.dumps(document)))
 
-    async def keep_lease_alive(self, lease_id: int) -> int:
+    async def keep_lease_alive(self, lease_id: int, *, attempt_seconds: float | None = None) -> int:
         """Give a lease its full time again; return that time in seconds.
+
+        Args:
+            lease_id: Its number.
+            attempt_seconds: Time after which one node's silence ends a try; None for the client's own.
 
         Raises:
             LeaseNotFound: There is none.
             NotApplied: Nobody served it in time.
         """
-        request = Request("PUT", f"/v1/leases/{lease_id}", is_repeatable=True)
+        path = f"/v1/leases/{lease_id}"
+        request = Request("PUT", path, is_repeatable=True, attempt_seconds=attempt_seconds)
         return parse_granted(await self._dispatcher.send(request)).seconds
 
     async def revoke_lease(self, lease_id: int) -> None:
@@ -333,14 +338,13 @@ class Client:
             NotApplied: It could not be made.
             UnknownOutcome: It may have been made, or may yet be.
         """
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         lease = HeldLease(await self.grant_lease(seconds), began)
-        renew, revoke = partial(self.keep_lease_alive, lease.id), partial(self.revoke_lease, lease.id)
-        async with kept_alive(lease, renew):
+        async with kept_alive(lease, self.keep_lease_alive):
             try:
                 yield lease
             finally:
-                await end_lease(lease, revoke)
+                await end_lease(lease, self.revoke_lease)
 
     @asynccontextmanager
     async def adopt_lease(self, lease_id: int) -> AsyncIterator[HeldLease]:
@@ -353,9 +357,9 @@ class Client:
             LeaseNotFound: There is none.
             NotApplied: Nobody served it in time.
         """
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         lease = HeldLease(Lease(lease_id, await self.keep_lease_alive(lease_id)), began)
-        async with kept_alive(lease, partial(self.keep_lease_alive, lease_id)):
+        async with kept_alive(lease, self.keep_lease_alive):
             yield lease
 
     @asynccontextmanager

@@ -43,6 +43,7 @@ class Request:
         is_repeatable: Whether a write may be sent again although it may have been applied: it carries an idempotency
             key, or has the same effect however often it is applied.
         wait_seconds: For how long a node may be silent on purpose before it answers.
+        attempt_seconds: Time after which one node's silence ends a try; None for the client's own.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Request:
     is_read: bool = False
     is_repeatable: bool = False
     wait_seconds: float = 0.0
+    attempt_seconds: float | None = None
 
 
 class _Refused(Exception):  # a step of the search, not an error
@@ -244,8 +246,9 @@ class Dispatcher:
         if remaining <= 0:
             raise _Refused("the deadline passed")
         url = URL(f"{endpoint}{request.target}", encoded=True)
+        attempt = self._attempt_timeout_seconds if request.attempt_seconds is None else request.attempt_seconds
         timeout = aiohttp.ClientTimeout(
-            total=min(remaining, self._attempt_timeout_seconds + request.wait_seconds), sock_connect=_CONNECT_SECONDS
+            total=min(remaining, attempt + request.wait_seconds), sock_connect=_CONNECT_SECONDS
         )
         async with (
             _losses(url),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from raftkv.client.failures import LeaseLost
 from raftkv.errors import LeaseNotFound, RaftkvError
@@ -14,7 +16,18 @@ from raftkv.operations import Lease
 _log = logging.getLogger(__name__)
 
 _KEEP_ALIVES_A_LEASE = 3
+_ATTEMPTS_A_LEASE = 6
+"""So that several nodes can be asked before a lease ends, even if each is silent."""
+
 _RETRY_SECONDS = 0.2
+
+
+class Renew(Protocol):
+    """Sends one keep-alive."""
+
+    async def __call__(self, lease_id: int, *, attempt_seconds: float) -> int:
+        """Return the lease's time in seconds."""
+        ...
 
 
 class HeldLease:
@@ -22,7 +35,7 @@ class HeldLease:
 
     Args:
         lease: The lease.
-        began: When it was asked for, on the event loop's clock.
+        began: When it was asked for, on the monotonic clock.
 
     Attributes:
         id: Its number.
@@ -42,24 +55,23 @@ class HeldLease:
         Raises:
             LeaseLost: It has ended, or may have.
         """
-        if self.lost.is_set() or asyncio.get_running_loop().time() >= self._deadline:
+        if self.lost.is_set() or time.monotonic() >= self._deadline:
             raise LeaseLost(f"lease {self.id} has ended, or may have")
 
-    async def keep(self, renew: Callable[[], Awaitable[int]]) -> None:
+    async def keep(self, renew: Renew) -> None:
         """Keep it alive until it is lost.
 
         Args:
             renew: Sends one keep-alive.
         """
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.seconds / _KEEP_ALIVES_A_LEASE)
             while True:
-                began = loop.time()
+                began = time.monotonic()
                 try:
                     # What nobody answers before the end of the lease is too late.
-                    async with asyncio.timeout_at(self._deadline):
-                        self.seconds = await renew()
+                    async with asyncio.timeout(self._deadline - began):
+                        self.seconds = await renew(self.id, attempt_seconds=self.seconds / _ATTEMPTS_A_LEASE)
                 except (LeaseNotFound, TimeoutError):
                     self.lost.set()
                     return
@@ -72,7 +84,7 @@ class HeldLease:
 
 
 @asynccontextmanager
-async def kept_alive(lease: HeldLease, renew: Callable[[], Awaitable[int]]) -> AsyncIterator[None]:
+async def kept_alive(lease: HeldLease, renew: Renew) -> AsyncIterator[None]:
     """Keep a lease alive for as long as the context lasts.
 
     Args:
@@ -87,7 +99,7 @@ async def kept_alive(lease: HeldLease, renew: Callable[[], Awaitable[int]]) -> A
         await asyncio.gather(keeping, return_exceptions=True)
 
 
-async def end_lease(lease: HeldLease, revoke: Callable[[], Awaitable[None]]) -> None:
+async def end_lease(lease: HeldLease, revoke: Callable[[int], Awaitable[None]]) -> None:
     """End a lease; if that fails, it ends by itself.
 
     Args:
@@ -95,7 +107,7 @@ async def end_lease(lease: HeldLease, revoke: Callable[[], Awaitable[None]]) -> 
         revoke: Ends it.
     """
     try:
-        await revoke()
+        await revoke(lease.id)
     except LeaseNotFound:
         return
     except RaftkvError as error:

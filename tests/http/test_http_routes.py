@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+import raftkv
 from raftkv.errors import ConfigurationError
 from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.service.api import HealthCheck

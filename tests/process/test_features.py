@@ -1,0 +1,118 @@
+"""What clients were promised, with real processes that die and stop: watches without gaps, fences that hold."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from raftkv.client import BlockingClient, Client
+from raftkv.errors import FenceLost
+from tests.process.cluster import ProcessCluster
+
+pytestmark = pytest.mark.process
+
+WRITES = 600
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with ProcessCluster(tmp_path) as running:
+        yield running
+
+
+async def test_a_watch_goes_on_without_a_gap_or_a_repetition_whichever_node_dies(cluster):
+    urls = [node.url for node in cluster.nodes]
+    seen: list[int] = []
+    begun = asyncio.Event()
+
+    async def watch() -> None:
+        async with Client(urls, timeout_seconds=60) as client:
+            async for change in client.watch(prefix=b"w/"):
+                begun.set()
+                seen.append(change.revision)
+                if change.events[0].event.item.key == b"w/last":
+                    return
+
+    def kill_and_restart(node) -> None:
+        node.kill()
+        node.start()
+        node.wait_ready()
+
+    watching = asyncio.create_task(watch())
+    written: list[int] = []
+    async with Client(urls, timeout_seconds=60) as client:
+        while not begun.is_set():
+            written.append((await client.put(b"w/begin", b"")).revision)
+        for number in range(WRITES):
+            if number % 200 == 100:
+                # The one that serves the watch, then the leader, then the one that serves it by then.
+                victim = cluster.leader() if number == 300 else cluster.nodes[number // 200]
+                await asyncio.to_thread(kill_and_restart, victim)
+            written.append((await client.put(b"w/%d" % (number % 5), b"%d" % number)).revision)
+        written.append((await client.put(b"w/last", b"")).revision)
+    await asyncio.wait_for(watching, 60)
+    assert seen == written[written.index(seen[0]) :]
+
+
+HOLDER = """
+import sys
+from raftkv.client import BlockingClient
+from raftkv.errors import FenceLost
+with BlockingClient(sys.argv[1].split(",")) as client, client.lock(b"l", seconds=2) as lock:
+    client.put(b"guarded", b"holder", fence=lock.fence)
+    print("holds", flush=True)
+    sys.stdin.readline()
+    try:
+        client.put(b"guarded", b"holder after its pause", fence=lock.fence)
+    except FenceLost:
+        print("refused", flush=True)
+"""
+
+
+def test_a_holder_that_was_paused_cannot_write_through_its_fence(cluster):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, cluster.endpoints], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "holds\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        try:
+            with BlockingClient(cluster.endpoints.split(",")) as client, client.lock(b"l", wait_seconds=30) as lock:
+                client.put(b"guarded", b"successor", fence=lock.fence)
+                os.kill(holder.pid, signal.SIGCONT)
+                output, _ = holder.communicate("go on\n", timeout=30)
+                assert output == "refused\n"
+                assert client.get(b"guarded").item.value == b"successor"
+                client.put(b"guarded", b"successor again", fence=lock.fence)
+        finally:
+            holder.kill()
+
+
+def test_a_leader_that_was_paused_lets_no_lease_end_early_and_no_old_holder_write(cluster):
+    """The leader's own pause: its successor counts anew, and what it believed to lead it can do nothing with."""
+    with BlockingClient(cluster.endpoints.split(","), timeout_seconds=30) as client:
+        old = cluster.leader()
+        with client.lock(b"l", seconds=5) as lock:
+            os.kill(old.process.pid, signal.SIGSTOP)
+            try:
+                client.put(b"guarded", b"through the new leader", fence=lock.fence)
+                assert client.lease_time(lock.lease.id).remaining_seconds >= 1
+                assert cluster_leader_other_than(cluster, old)
+            finally:
+                os.kill(old.process.pid, signal.SIGCONT)
+            client.put(b"guarded", b"still held", fence=lock.fence)
+            lock.lease.check()
+            token = lock.token
+        with client.lock(b"l") as lock:
+            assert lock.token > token
+        with pytest.raises(FenceLost):
+            client.put(b"guarded", b"late", fence=lock.fence)
+
+
+def cluster_leader_other_than(cluster: ProcessCluster, old) -> bool:
+    others = [node for node in cluster.nodes if node is not old]
+    return any(node.status()["role"] == "leader" for node in others)
