@@ -92,6 +92,10 @@ class NoLeader(NotApplied):
     """No leader is known, or it cannot reach a majority."""
 
 
+class TransferFailed(NotApplied):
+    """No other member took the leadership over in time."""
+
+
 class Superseded(NotApplied):
     """The entry lost its place in the log to one of another leader, so it can never be committed."""
 

@@ -297,9 +297,9 @@ class RaftCore:
         """Drop reads whose callers gave up."""
         self._barrier.forget(tokens)
 
-    def transfer_leadership(self) -> None:
-        """At a leader: ask the most caught-up follower to take over; call again while nothing happens."""
-        self._engine.transfer_leadership()
+    def transfer_leadership(self, peer: NodeId | None = None) -> None:
+        """At a leader: ask a follower, or the most caught-up one, to take over; call again while nothing happens."""
+        self._engine.transfer_leadership(peer)
         self._reconnect()
 
     def install_snapshot(self, index: Index, term: Term) -> bool:

@@ -270,10 +270,14 @@ class Engine:
         self._raft._applyCommand(REGULAR_COMMAND + payload, None)
         self._raft.doTick(0)
 
-    def transfer_leadership(self) -> None:
-        """Ask the most caught-up reachable follower to campaign at once; nothing happens while none is caught up."""
+    def transfer_leadership(self, peer: NodeId | None) -> None:
+        """Ask a follower to campaign at once; nothing happens while it is not caught up, or cannot be reached.
+
+        Args:
+            peer: The follower, None for the most caught-up that can be reached.
+        """
         self._enter()
-        self._raft.transferLeadership()
+        self._raft.transferLeadership(None if peer is None else self._nodes[peer])
 
     def receive(self, peer: NodeId, message: Message) -> None:
         """Process one message of another member."""

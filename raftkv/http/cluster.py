@@ -10,10 +10,11 @@ from raftkv import __version__
 from raftkv.http.answers import json_response
 from raftkv.http.body import refuse_body
 from raftkv.http.etcd.maintenance import ETCD_VERSION
+from raftkv.http.json_body import parse_members, read_json_body
 from raftkv.http.routing import Call
 from raftkv.http.target import Query
 from raftkv.service.api import ClusterService, MemberStatus
-from raftkv.types import NodeStatus
+from raftkv.types import NodeId, NodeStatus
 
 
 class ClusterApi:
@@ -21,10 +22,12 @@ class ClusterApi:
 
     Args:
         cluster: The node's cluster service.
+        body_timeout_seconds: Time in which a request's body must arrive.
     """
 
-    def __init__(self, cluster: ClusterService) -> None:
+    def __init__(self, cluster: ClusterService, body_timeout_seconds: float) -> None:
         self._cluster = cluster
+        self._body_timeout_seconds = body_timeout_seconds
 
     async def describe(self, call: Call) -> web.Response:
         """``GET /v1/cluster``: every member as this node sees it."""
@@ -41,6 +44,14 @@ class ClusterApi:
                 "members": [_render_member(member) for member in status.members],
             }
         )
+
+    async def transfer_leadership(self, call: Call) -> web.Response:
+        """``POST /v1/cluster/leader``: make the member named in the body the leader, or whichever is best."""
+        body = await read_json_body(call, self._body_timeout_seconds)
+        members = parse_members(body, ("to",))
+        target = NodeId(members.bytes("to").decode()) if "to" in members else None
+        await self._cluster.transfer_leadership(target)
+        return json_response({"transferred": True})
 
     async def version(self, call: Call) -> web.Response:
         """``GET /v1/version``: what runs here."""

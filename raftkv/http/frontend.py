@@ -144,7 +144,7 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
     keys, transactions = KeyApi(services.kv, seconds), TransactionApi(services.store, seconds)
     leases = LeaseApi(services.leases, seconds)
     watch = WatchApi(services.watches, services.store, open_ended)
-    about = ClusterApi(services.cluster)
+    about = ClusterApi(services.cluster, seconds)
     health, etcd_health = HealthApi(services.cluster), EtcdHealthApi(services.cluster, services.alarms)
     return {
         "/v1/kv": {"GET": keys.list, "HEAD": keys.list},
@@ -155,6 +155,7 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
         "/livez": {"GET": health.live, "HEAD": health.live},
         "/readyz": {"GET": health.ready, "HEAD": health.ready},
+        "/v1/cluster/leader": {"POST": about.transfer_leadership},
         "/v1/version": {"GET": about.version, "HEAD": about.version},
         "/version": {"GET": about.etcd_version, "HEAD": about.etcd_version},
         "/health": {"GET": etcd_health.health, "HEAD": etcd_health.health},

@@ -127,11 +127,40 @@ class Replica:
             Whether this node does not lead any more.
         """
         self._handing_over = True
+        return await self._give_leadership(None, timeout_seconds)
+
+    async def transfer_leadership(self, target: NodeId | None, timeout_seconds: float) -> bool:
+        """At a leader: refuse new writes until another member leads, or the time is over.
+
+        Args:
+            target: Who shall lead, None for whoever is best.
+            timeout_seconds: For how long to try.
+
+        Returns:
+            Whether the target leads, or anybody else when there is none.
+
+        Raises:
+            NotLeader: Another node leads.
+            NoLeader: Nobody is known to.
+        """
+        self.require_leader()
+        deadline = self._clock.now() + timeout_seconds
+        self._handing_over = True
+        try:
+            await self._give_leadership(target, timeout_seconds)
+        finally:
+            self._handing_over = False
+        while self._core.leader is None and self._clock.now() < deadline:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(self._settings.heartbeat_seconds / 4)
+        leader = self._core.leader
+        return leader == target if target is not None else leader not in (None, self._name)
+
+    async def _give_leadership(self, target: NodeId | None, timeout_seconds: float) -> bool:
         deadline = self._clock.now() + timeout_seconds
         while self._core.role is Role.LEADER and len(self._members) > 1 and self._clock.now() < deadline:
             self._role_changed.clear()
             if self.proposer.entries_in_flight == 0:
-                self._core.transfer_leadership()
+                self._core.transfer_leadership(target)
                 self.wake()
             try:
                 async with asyncio.timeout(self._settings.heartbeat_seconds):

@@ -275,6 +275,16 @@ class ClusterService(Protocol):
         """Ask every member for its status, each bounded in time; never raises for an absent member."""
         ...
 
+    async def transfer_leadership(self, target: NodeId | None) -> None:
+        """Make another member the leader, None for whichever is best; only the leader can.
+
+        Raises:
+            NotLeader: This node does not lead.
+            InvalidRequest: The target is no member.
+            TransferFailed: Nobody took over in time.
+        """
+        ...
+
     def live(self) -> list[HealthCheck]:
         """Check this process alone, never the quorum (a probe must not kill a node that merely lacks one)."""
         ...

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from raftkv.errors import RaftkvError
+from raftkv.errors import InvalidRequest, RaftkvError, TransferFailed
 from raftkv.service.api import ClusterStatus, HealthCheck, MemberStatus
 from raftkv.service.reads import ReadGate
-from raftkv.types import ClusterId, Member, NodeId, NodeStatus
+from raftkv.types import ClusterId, Member, NodeId, NodeStatus, Role
+
+TRANSFER_SECONDS = 5.0
 
 
 class NodeView(Protocol):
@@ -24,6 +26,10 @@ class NodeView(Protocol):
 
     def client_url(self, member: NodeId) -> str | None:
         """Where a member serves clients."""
+        ...
+
+    async def transfer_leadership(self, target: NodeId | None, timeout_seconds: float) -> bool:
+        """Give the leadership away; return whether that happened."""
         ...
 
 
@@ -72,6 +78,18 @@ class Cluster:
                 for member, status in sorted(zip(self._members, statuses, strict=True), key=lambda pair: pair[0].name)
             ),
         )
+
+    async def transfer_leadership(self, target: NodeId | None) -> None:
+        """Make another member the leader; writes are refused meanwhile, for a moment."""
+        own = self._node.status()
+        if target is not None and target not in {member.name for member in self._members}:
+            raise InvalidRequest(f"{target} is no member")
+        if own.role is Role.LEADER and (target == own.name or len(self._members) == 1):
+            if target != own.name:
+                raise InvalidRequest("there is no other member")
+            return
+        if not await self._node.transfer_leadership(target, TRANSFER_SECONDS):
+            raise TransferFailed(f"no other member took over within {TRANSFER_SECONDS:g} s; {own.name} still leads")
 
     def live(self) -> list[HealthCheck]:
         """Check this process alone: that its event loop runs this is the check, and the store must answer."""

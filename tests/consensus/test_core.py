@@ -176,6 +176,16 @@ def test_leadership_is_handed_over():
     assert cluster["a"].payloads() == [b"x"]
 
 
+@pytest.mark.parametrize("target", ["b", "c"])
+def test_leadership_is_handed_over_to_whom_one_likes(target):
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.advance(0.3)
+    cluster["a"].core.transfer_leadership(target)
+    cluster.advance(0.1)
+    assert leaders(cluster) == [target]
+
+
 @pytest.mark.parametrize("at", ["a", "b", "c"])
 def test_reads_are_confirmed_at_every_node(at):
     cluster = Harness()

@@ -311,6 +311,8 @@ SERVICES: list[tuple[str, dict[str, object]]] = [
     ("/v3/maintenance/defragment", {}),
     ("/v3/maintenance/hash", {}),
     ("/v3/cluster/member/list", {}),
+    ("/v3/maintenance/transfer-leadership", {}),
+    ("/v3/maintenance/transfer-leadership", {"targetID": "5"}),
 ]
 OWN_NAMES = {"key", "lease", "hash", "ID", "name", "peerURLs", "clientURLs", "memberID"}
 """Fields that every server fills in its own way."""

@@ -119,6 +119,8 @@ class FakeClusterService:
     """Two members, one of which does not answer; checks that can be made to fail."""
 
     def __init__(self) -> None:
+        self.transfers: list[NodeId | None] = []
+        self.failure: Exception | None = None
         self.checks = [HealthCheck("store", True, "it is sound"), HealthCheck("leader", True, "n1 leads")]
 
     cluster_id = ClusterId("0123456789abcdef")
@@ -155,6 +157,11 @@ class FakeClusterService:
             Term(3),
             members,
         )
+
+    async def transfer_leadership(self, target: NodeId | None) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.transfers.append(target)
 
     def live(self) -> list[HealthCheck]:
         return self.checks[:1]

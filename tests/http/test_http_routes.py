@@ -7,7 +7,7 @@ import logging
 import pytest
 
 import raftkv
-from raftkv.errors import ConfigurationError
+from raftkv.errors import ConfigurationError, TransferFailed
 from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.service.api import HealthCheck
 from tests.http.http_raw import Raw
@@ -170,3 +170,12 @@ async def test_a_port_in_use_and_a_bad_host_are_named(kv, cluster, address):
 def test_times_must_be_positive(name):
     with pytest.raises(ConfigurationError, match=name):
         FrontEndSettings(**{name: 0})
+
+
+async def test_leadership_is_transferred_on_request(client, cluster):
+    assert (await client.ask("POST", "/v1/cluster/leader", b'{"to": "n2"}')).json() == {"transferred": True}
+    assert (await client.ask("POST", "/v1/cluster/leader", b"")).status == 200
+    assert cluster.transfers == ["n2", None]
+    assert (await client.ask("POST", "/v1/cluster/leader", b'{"too": 1}')).problem() == "invalid-json"
+    cluster.failure = TransferFailed("nobody")
+    assert (await client.ask("POST", "/v1/cluster/leader", b"")).problem() == "transfer-failed"

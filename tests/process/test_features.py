@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -116,3 +117,19 @@ def test_a_leader_that_was_paused_lets_no_lease_end_early_and_no_old_holder_writ
 def cluster_leader_other_than(cluster: ProcessCluster, old) -> bool:
     others = [node for node in cluster.nodes if node is not old]
     return any(node.status()["role"] == "leader" for node in others)
+
+
+def test_leadership_goes_to_whom_an_operator_names_through_either_api(cluster):
+    with BlockingClient(cluster.endpoints.split(","), timeout_seconds=30) as client:
+        for node in (*cluster.nodes, cluster.nodes[0]):
+            leader = cluster.leader()
+            body = json.dumps({"to": node.name}).encode()
+            assert leader.ask("/v1/cluster/leader", method="POST", body=body) == (200, {"transferred": True})
+            assert node.status()["role"] == "leader"
+            client.put(b"k", node.name.encode())
+        _, listed = cluster.nodes[0].ask("/v3/cluster/member/list", method="POST", body=b"")
+        target = next(member for member in listed["members"] if member["name"] == "n3")
+        body = json.dumps({"targetID": target["ID"]}).encode()
+        # Sent on to the leader by a follower.
+        assert cluster.nodes[1].ask("/v3/maintenance/transfer-leadership", method="POST", body=body)[0] == 200
+        assert cluster.leader().name == "n3"

@@ -42,6 +42,7 @@ class MaintenanceRequests:
             "maintenance/hash": self._hash,
             "maintenance/hashkv": self._hash_keys,
             "maintenance/defragment": self._defragment,
+            "maintenance/transfer-leadership": self._transfer_leadership,
         }
 
     async def _list_members(self, _fields: Fields) -> Document:
@@ -118,6 +119,14 @@ class MaintenanceRequests:
     async def _defragment(self, _fields: Fields) -> Document:
         """Answer at once: what the store frees it uses again, so there is nothing to be done."""
         return {}
+
+    async def _transfer_leadership(self, fields: Fields) -> Document:
+        number = str(fields.unsigned("targetID"))
+        names = [member.name for member, _url in self._cluster.members() if self._number(member.name) == number]
+        if not names:
+            raise GatewayError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+        await self._cluster.transfer_leadership(names[0])
+        return self._headers.answer({})
 
     def _number(self, name: str) -> str:
         return str(member_number(self._cluster.cluster_id, NodeId(name)))
