@@ -92,6 +92,10 @@ class NoLeader(NotApplied):
     """No leader is known, or it cannot reach a majority."""
 
 
+class BackupFailed(NotApplied):
+    """A copy of the store could not be made."""
+
+
 class TransferFailed(NotApplied):
     """No other member took the leadership over in time."""
 

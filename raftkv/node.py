@@ -20,6 +20,7 @@ from raftkv.consensus.engine import Timing
 from raftkv.errors import FatalError, ForeignData
 from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.ports import Clock
+from raftkv.runtime.backups import Backups
 from raftkv.runtime.clock import RealClock, RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
 from raftkv.runtime.journal_writer import JournalWriter
@@ -150,10 +151,18 @@ class Node:
             Quota(config.storage.quota_bytes, config.name),
             replica.leading,
         )
-        front_end = FrontEnd(self._services(storage, replica, timer, steady), FrontEndSettings())
+        backups = self._backups(directory, storage, replica)
+        front_end = FrontEnd(self._services(storage, replica, timer, steady, backups), FrontEndSettings())
         await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
 
-    def _services(self, storage: Storage, replica: Replica, timer: LeaseClock, clock: Clock) -> NodeServices:
+    def _backups(self, directory: RealDirectory, storage: Storage, replica: Replica) -> Backups:
+        names = tuple(sorted(self._members))
+        cluster_id = storage.identity.cluster_id
+        return Backups(directory.child("backups"), storage.machine, cluster_id, names, replica.gate.wait)
+
+    def _services(
+        self, storage: Storage, replica: Replica, timer: LeaseClock, clock: Clock, backups: Backups
+    ) -> NodeServices:
         config, machine = self._config, storage.machine
         time = ClusterTime(machine, clock, replica.leading)
         writes = Writes(replica.proposer, time, config.retention.idempotency_keep_s)
@@ -173,6 +182,7 @@ class Node:
             ),
             watches=replica.watches,
             alarms=Alarms(machine, writes, config.storage.quota_bytes),
+            backups=backups,
             cluster=Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
         )
 

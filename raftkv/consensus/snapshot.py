@@ -148,7 +148,7 @@ class SnapshotCatalog:
         path = self.path(manifest)
         if manifest.data_name not in self._directory.names():
             raise CorruptData(path, 0, "the data of the snapshot is missing")
-        size, digest = self._measure(manifest.data_name)
+        size, digest = measure(self._directory, manifest.data_name)
         if (size, digest) != (manifest.size, manifest.sha256):
             raise CorruptData(path, 0, f"{size} bytes do not match the manifest's {manifest.size} bytes and digest")
 
@@ -158,7 +158,7 @@ class SnapshotCatalog:
         Raises:
             OSError: The disk refused; the copy is no snapshot then.
         """
-        size, digest = self._measure(_COPY_NAME)
+        size, digest = measure(self._directory, _COPY_NAME)
         manifest = SnapshotManifest(FORMAT_VERSION, self._cluster_id, index, term, revision, members, size, digest)
         self._publish(_COPY_NAME, manifest)
         return manifest
@@ -201,7 +201,7 @@ class SnapshotCatalog:
         """
         receiver.close()
         manifest = receiver.manifest
-        size, digest = self._measure(_INCOMING_NAME)
+        size, digest = measure(self._directory, _INCOMING_NAME)
         if (size, digest) != (manifest.size, manifest.sha256):
             self._directory.remove(_INCOMING_NAME)
             raise CorruptData(f"{self._directory.path}/{_INCOMING_NAME}", 0, "it does not match its manifest")
@@ -217,13 +217,15 @@ class SnapshotCatalog:
         self._directory.sync()
         self._directory.replace(manifest.manifest_name, manifest.encode())
 
-    def _measure(self, name: str) -> tuple[int, str]:
-        digest = hashlib.sha256()
-        size = 0
-        while chunk := self._directory.read_range(name, size, CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-        return size, digest.hexdigest()
+
+def measure(directory: Directory, name: str) -> tuple[int, str]:
+    """Return the size of a file and its SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    size = 0
+    while chunk := directory.read_range(name, size, CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
 
 
 class SnapshotReceiver:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 
 from raftkv.errors import ConfigurationError, ShuttingDown
+from raftkv.http.backup import BackupApi
 from raftkv.http.cluster import ClusterApi
 from raftkv.http.connection import Server
 from raftkv.http.etcd import Gateway
@@ -151,6 +152,7 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
         "/v1/txn": {"POST": transactions.transact},
         "/v1/compaction": {"POST": transactions.compact},
         "/v1/watch": {"GET": watch.watch},
+        "/v1/snapshot": {"GET": BackupApi(services.backups, open_ended).save},
         "/v1/leases": {"POST": leases.grant, "GET": leases.list},
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
         "/livez": {"GET": health.live, "HEAD": health.live},

@@ -78,7 +78,7 @@ class KeyApi:
         key = _key(call)
         refuse_body(request)
         refuse_if_match(request)
-        consistency = _consistency(Query(call.query, ("consistency",))) if call.query else Consistency.LINEARIZABLE
+        consistency = consistency_of(Query(call.query, ("consistency",))) if call.query else Consistency.LINEARIZABLE
         read = await self._kv.get(key, consistency)
         if read.found is None:
             headers = _read_headers(read.revision, consistency)
@@ -98,7 +98,7 @@ class KeyApi:
         refuse_body(call.request)
         query = Query(call.query, ("prefix", "start", "limit", "keys_only", "consistency", "encoding"))
         listing = parse_listing(query)
-        consistency = _consistency(query)
+        consistency = consistency_of(query)
         page = await self._kv.list(
             listing.prefix,
             start=listing.start,
@@ -123,7 +123,8 @@ def _refuse_query(call: Call) -> None:
         Query(call.query, ())
 
 
-def _consistency(query: Query) -> Consistency:
+def consistency_of(query: Query) -> Consistency:
+    """Return what a read must promise."""
     return Consistency(query.choice("consistency", CONSISTENCIES, Consistency.LINEARIZABLE.value))
 
 

@@ -84,6 +84,7 @@ KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
     errors.RevisionInFuture: Kind("revision-in-future", 400, "The store has not reached the revision yet"),
     errors.NotLeader: NOT_LEADER,
     errors.NoLeader: Kind("no-leader", 503, "No leader can be reached", retry_after=1),
+    errors.BackupFailed: Kind("backup-failed", 503, "A copy of the store could not be made", retry_after=1),
     errors.TransferFailed: Kind("transfer-failed", 503, "The leadership was not taken over", retry_after=1),
     errors.Superseded: Kind("superseded", 503, "Another leader's entry took the request's place", retry_after=1),
     errors.Overloaded: Kind("overloaded", 429, "Too many requests are waiting", retry_after=1),

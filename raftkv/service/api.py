@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -255,6 +256,35 @@ class AlarmService(Protocol):
         ...
 
 
+class BackupStream(Protocol):
+    """A backup, ready to be read."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole."""
+        ...
+
+    @property
+    def revision(self) -> Revision:
+        """The store's revision in it."""
+        ...
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it, a piece at a time; raises ``BackupFailed``."""
+        ...
+
+
+class BackupService(Protocol):
+    """Backups of this node."""
+
+    def take(self, consistency: Consistency) -> AbstractAsyncContextManager[BackupStream]:
+        """Take a backup, which is there for as long as the context lasts.
+
+        Raises ``Overloaded`` while another is taken, ``BackupFailed``, and what linearizable reads do.
+        """
+        ...
+
+
 class ClusterService(Protocol):
     """The cluster and this node's health."""
 
@@ -304,6 +334,7 @@ class NodeServices:
         leases: Leases.
         watches: Watches.
         alarms: Alarms.
+        backups: Backups.
         cluster: Members and health.
     """
 
@@ -312,4 +343,5 @@ class NodeServices:
     leases: LeaseService
     watches: WatchService
     alarms: AlarmService
+    backups: BackupService
     cluster: ClusterService

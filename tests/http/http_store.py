@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from raftkv.config import Retention
+from raftkv.runtime.backups import Backups
 from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
 from raftkv.service.compactor import Compactor
@@ -17,7 +18,7 @@ from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.commands import encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
-from raftkv.types import ClusterId, Index, Term
+from raftkv.types import ClusterId, Index, NodeId, Term
 from tests.simulation.disk import VirtualDisk
 
 QUOTA_BYTES = 4_000_000
@@ -49,7 +50,8 @@ class InstantLog:
     """
 
     def __init__(self) -> None:
-        self.machine = Machine(MemoryBackend(VirtualDisk().root), CLUSTER)
+        self.copies = copies = VirtualDisk().root
+        self.machine = Machine(MemoryBackend(copies), CLUSTER)
         self.clock = Clock()
         self.refusal: Exception | None = None
         timer = LeaseClock(1.0)
@@ -68,6 +70,7 @@ class InstantLog:
         self.alarms = Alarms(self.machine, writes, QUOTA_BYTES)
         self.leases = Leases(self.machine, writes, self, timer, self.clock, Randomness(), 2, self.require_leader)
         self.watches = WatchHub(self.machine)
+        self.backups = Backups(copies, self.machine, CLUSTER, (NodeId("n1"),), self.wait)
         self.duties.tick()
 
     async def wait(self) -> None:
@@ -93,4 +96,4 @@ class InstantLog:
 def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
     """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
     log = log or InstantLog()
-    return NodeServices(kv, log.store, log.leases, log.watches, log.alarms, cluster)
+    return NodeServices(kv, log.store, log.leases, log.watches, log.alarms, log.backups, cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ from raftkv.http.etcd.headers import Headers, Unary
 from raftkv.http.etcd.keys import KeyRequests
 from raftkv.http.etcd.leases import LeaseRequests
 from raftkv.http.etcd.maintenance import MaintenanceRequests
+from raftkv.http.etcd.messages import base64_text
 from raftkv.http.etcd.stream import ChunkedStream, Stream, WebSocketStream
 from raftkv.http.etcd.turns import TurnRequests
 from raftkv.http.etcd.watch import WatchStream
@@ -27,6 +29,7 @@ from raftkv.http.renderings import Renderings
 from raftkv.http.routing import Call
 from raftkv.service.api import NodeServices
 from raftkv.service.turns import Turns
+from raftkv.types import Consistency
 
 PREFIXES = ("/v3/", "/v3beta/")
 
@@ -56,6 +59,7 @@ class Gateway:
     ) -> None:
         self._store = services.store
         self._watches = services.watches
+        self._backups = services.backups
         self._headers = Headers(services.cluster, services.store)
         self._open_ended = open_ended
         self._body_timeout_seconds = body_timeout_seconds
@@ -75,6 +79,7 @@ class Gateway:
             "watch": self._watch,
             "lease/keepalive": leases.keep_alive,
             "election/observe": queues.observe,
+            "maintenance/snapshot": self._snapshot,
         }
 
     async def close(self) -> None:
@@ -131,6 +136,18 @@ class Gateway:
         with suppress(ConnectionError):
             await stream.end()
         return response
+
+    async def _snapshot(self, stream: Stream) -> None:
+        """Send a backup in blobs, of which the last is the SHA-256 of all others, as etcd's tools expect."""
+        digest = hashlib.sha256()
+        async with self._backups.take(Consistency.LINEARIZABLE) as backup:
+            remaining = backup.size
+            async for piece in backup.pieces():
+                digest.update(piece)
+                remaining -= len(piece)
+                document = {"blob": base64_text(piece)} | ({"remaining_bytes": str(remaining)} if remaining else {})
+                await stream.send(document)
+        await stream.send({"blob": base64_text(digest.digest())})
 
     async def _watch(self, stream: Stream) -> None:
         await WatchStream(stream, self._watches, self._store, self._headers, self._renderings).run()
