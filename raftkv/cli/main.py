@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv import __version__
-from raftkv.cli import chaos, dev, keys, leases, serve, status, transactions, trees, turns, watch
+from raftkv.cli import chaos, dev, keys, leases, serve, snapshots, status, transactions, trees, turns, watch
 from raftkv.cli.failures import EXIT_CODES_HELP
 
 
@@ -28,6 +28,7 @@ for _command in (
     leases.lease,
     turns.lock,
     turns.elect,
+    snapshots.snapshot,
     status.status,
     trees.import_tree,
     trees.export_tree,

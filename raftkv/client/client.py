@@ -49,7 +49,7 @@ from raftkv.client.targets import (
 from raftkv.client.transaction_json import parse_transaction_answer, render_transaction
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.txn import TransactionBuilder
-from raftkv.client.watch import Change, observe_leaders, watch_changes, watch_parameters
+from raftkv.client.watch import SILENCE_SECONDS, Change, observe_leaders, watch_changes, watch_parameters
 from raftkv.errors import InvalidRequest
 from raftkv.operations import EventKind, Lease, LeaseTime, Transaction, TransactionResult
 from raftkv.types import Condition, Consistency, KeyRange, KeyValue, Revision
@@ -426,6 +426,22 @@ class Client:
         """
         async for leader in observe_leaders(self._dispatcher, election_path(name) + "?observe=true&encoding=base64"):
             yield leader
+
+    @asynccontextmanager
+    async def backup(
+        self, consistency: Consistency = Consistency.LINEARIZABLE
+    ) -> AsyncIterator[tuple[AsyncIterator[bytes], str]]:
+        """Take a backup; yield its pieces, and the node that sends them.
+
+        Args:
+            consistency: ``STALE`` for what the node has, without a majority.
+
+        Raises:
+            NotApplied: It was refused, nobody served it in time, or it broke off.
+        """
+        target = "/v1/snapshot" + query_string(_consistency(consistency))
+        async with self._dispatcher.download(Request("GET", target, is_read=True), SILENCE_SECONDS) as download:
+            yield download
 
     async def cluster(self) -> ClusterView:
         """Describe the cluster as the node that answers sees it.

@@ -170,6 +170,27 @@ class Dispatcher:
         finally:
             response.close()
 
+    @asynccontextmanager
+    async def download(
+        self, request: Request, silence_seconds: float
+    ) -> AsyncIterator[tuple[AsyncIterator[bytes], str]]:
+        """Open a large answer at the first endpoint that serves it; yield its pieces, and who sends them.
+
+        Args:
+            request: A read.
+            silence_seconds: After this time without a piece the answer counts as broken.
+
+        Raises:
+            NotApplied: It was refused, nobody could be reached in time, or it broke off.
+        """
+        response, endpoint = await self._open_stream(request, silence_seconds)
+        try:
+            yield _pieces(response), str(endpoint)
+        except StreamBroken as error:
+            raise Unreachable(f"{endpoint}: the answer broke off: {error}") from error
+        finally:
+            response.close()
+
     async def _open_stream(self, request: Request, silence_seconds: float) -> tuple[aiohttp.ClientResponse, URL]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_seconds
@@ -284,6 +305,14 @@ async def _losses(url: URL) -> AsyncIterator[None]:
         raise _Lost(f"{origin}: no answer in time") from error
     except (aiohttp.ClientError, OSError) as error:
         raise _Lost(f"{origin}: the connection broke ({error or type(error).__name__})") from error
+
+
+async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for piece in response.content.iter_any():
+            yield piece
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise StreamBroken(str(error) or type(error).__name__) from error
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -39,8 +39,17 @@ class Identity:
 
 def cluster_id_of(members: tuple[Member, ...]) -> ClusterId:
     """Derive a cluster's id from its initial members: 16 hexadecimal digits."""
-    listing = ",".join(f"{member.name}={member.peer_address}" for member in sorted(members, key=lambda m: m.name))
-    return ClusterId(hashlib.sha256(listing.encode()).hexdigest()[:16])
+    return ClusterId(hashlib.sha256(listing_of(members).encode()).hexdigest()[:16])
+
+
+def listing_of(members: tuple[Member, ...]) -> str:
+    """Return members as ``--initial-cluster`` has them, sorted by name."""
+    return ",".join(f"{member.name}={member.peer_address}" for member in sorted(members, key=lambda m: m.name))
+
+
+def store_identity(directory: Directory, identity: Identity) -> None:
+    """Write the identity of a data directory."""
+    directory.replace(_FILE_NAME, orjson.dumps({"format": _FORMAT_VERSION, **asdict(identity)}))
 
 
 def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ...], randomness: Randomness) -> Identity:
@@ -54,15 +63,15 @@ def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ..
     if _FILE_NAME not in names:
         _refuse_data_without_identity(directory)
         identity = Identity(cluster_id_of(members), name, randomness.token(), members)
-        directory.replace(_FILE_NAME, orjson.dumps({"format": _FORMAT_VERSION, **asdict(identity)}))
+        store_identity(directory, identity)
         return identity
     identity = _read(directory)
     if identity.name != name:
         raise ForeignData(f"{directory.path} belongs to member {identity.name!r}, not to {name!r}")
-    if identity.cluster_id != cluster_id_of(members):
-        listing = ",".join(f"{member.name}={member.peer_address}" for member in identity.members)
+    if listing_of(identity.members) != listing_of(members):
         raise ForeignData(
-            f"{directory.path} belongs to cluster {identity.cluster_id} with the members {listing}; "
+            f"{directory.path} belongs to cluster {identity.cluster_id} with the members "
+            f"{listing_of(identity.members)}; "
             "the initial cluster given now is another one"
         )
     return identity

@@ -402,3 +402,22 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
             yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()
+
+
+def write_to_copy(path: Path, space: Space, name: bytes, value: bytes) -> None:
+    """Change one record of a copy, durably.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    map_bytes = path.stat().st_size + INITIAL_MAP_BYTES
+    try:
+        environment = lmdb.open(str(path), subdir=False, lock=False, max_dbs=_NAMED_DATABASES, map_size=map_bytes)
+        try:
+            database = environment.open_db(space.value.encode(), create=False)
+            with environment.begin(write=True) as transaction:
+                transaction.put(name, value, db=database)
+        finally:
+            environment.close()
+    except lmdb.Error as error:
+        raise OSError(f"writing to {path} failed: {error}") from error

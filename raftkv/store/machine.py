@@ -28,7 +28,7 @@ from raftkv.store.alarms import all_alarms
 from raftkv.store.applier import CommandApplier
 from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
-from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
+from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted, write_to_copy
 from raftkv.store.mvcc import HistoryReader, place_of, purge
 from raftkv.store.results import Result
 from raftkv.store.txn import Refusal, check_revision, evaluate
@@ -407,3 +407,12 @@ def open_machine(
         initial_map_bytes: Size of the map at the start.
     """
     return Machine(open_trusted(directory, boot_id, initial_map_bytes), cluster_id)
+
+
+def rename_cluster_of_copy(path: str, cluster_id: ClusterId) -> None:
+    """Make a copy of a store one of another cluster.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    write_to_copy(Path(path), Space.META, _CLUSTER_ID, cluster_id.encode())

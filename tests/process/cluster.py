@@ -135,6 +135,7 @@ class ProcessCluster:
     """Some nodes; a context manager that ends what it started."""
 
     def __init__(self, directory: Path, count: int = 3, *flags: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         ports = free_ports(2 * count)
         names = [f"n{number}" for number in range(1, count + 1)]
         members = ",".join(f"{name}=127.0.0.1:{ports[2 * at + 1]}" for at, name in enumerate(names))

@@ -1,0 +1,134 @@
+"""Backup and restore with real processes: taken under load, refused when damaged, and a new cluster from one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from raftkv.client import BlockingClient, Found, txn
+from raftkv.types import Consistency
+from tests.process.cluster import ProcessCluster
+
+pytestmark = pytest.mark.process
+
+
+def raftkv(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "raftkv", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def write(client: BlockingClient, until: threading.Event, acknowledged: list[int]) -> None:
+    while not until.is_set():
+        acknowledged.append(client.put(b"load/%d" % (len(acknowledged) % 50), b"x" * 200).revision)
+
+
+def restore(backup: Path, cluster: ProcessCluster) -> None:
+    for node in cluster.nodes:
+        arguments = [f"--data-dir={node.data_dir}", f"--name={node.name}", f"--initial-cluster={cluster.members}"]
+        result = raftkv("snapshot", "restore", str(backup), *arguments)
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_new_cluster_begins_where_the_backup_was_taken_under_load(tmp_path):
+    backup = tmp_path / "backup"
+    with ProcessCluster(tmp_path / "old") as old, BlockingClient(old.endpoints.split(",")) as client:
+        client.put(b"before", b"1")
+        lease = client.grant_lease(3600)
+        client.put(b"leased", b"1", lease=lease.id)
+        acknowledged: list[int] = []
+        end = threading.Event()
+        writer = threading.Thread(target=write, args=(client, end, acknowledged))
+        writer.start()
+        while len(acknowledged) < 100:
+            pass
+        so_far = len(acknowledged)
+        for node in old.nodes:
+            result = raftkv("snapshot", "save", str(backup), "--force", f"--endpoints={node.url}")
+            assert result.returncode == 0, result.stderr
+        end.set()
+        writer.join()
+        history = client.get(b"load/7")
+        old_id = client.cluster().cluster_id
+    revision = int(raftkv("snapshot", "status", str(backup)).stdout.split()[1])
+    assert revision >= acknowledged[so_far - 1]
+    with_room = tmp_path / "new"
+    new = ProcessCluster(with_room)
+    restore(backup, new)
+    with new, BlockingClient(new.endpoints.split(",")) as client:
+        assert client.cluster().cluster_id != old_id
+        found = client.get(b"before", Consistency.LINEARIZABLE)
+        assert isinstance(found, Found)
+        assert found.revision >= revision
+        assert client.lease_time(lease.id).keys == (b"leased",)
+        past = client.transact([], [txn.get(txn.prefix(b"load/"), revision=acknowledged[so_far - 1])])
+        assert len(past.results[0].items) == 50
+        assert isinstance(history, Found)
+        assert client.put(b"after", b"1").revision > revision
+        for node in new.nodes:
+            node.kill()
+        for node in new.nodes:
+            node.start()
+        new.wait_ready()
+        assert isinstance(client.get(b"after"), Found)
+    # A member of the new cluster is a stranger to the old one.
+    assert json.loads((old.nodes[0].data_dir / "identity.json").read_text())["cluster_id"] == old_id
+
+
+def test_what_is_damaged_or_in_the_way_is_refused(tmp_path):
+    backup = tmp_path / "backup"
+    with ProcessCluster(tmp_path / "old", 1) as old:
+        old.nodes[0].ask("/v1/kv/a", method="PUT", body=b"x")
+        assert raftkv("snapshot", "save", str(backup), f"--endpoints={old.nodes[0].url}").returncode == 0
+        again = raftkv("snapshot", "save", str(backup), f"--endpoints={old.nodes[0].url}")
+        assert (again.returncode, "--force" in again.stderr) == (2, True)
+    assert raftkv("snapshot", "verify", str(backup)).returncode == 0
+    members = "n1=127.0.0.1:1"
+    content = backup.read_bytes()
+    for name, damaged in {
+        "flipped": content[:-50] + bytes([content[-50] ^ 1]) + content[-49:],
+        "short": content[:-1],
+        "long": content + b"x",
+        "manifest": content.replace(b'"index":', b'"index":1', 1),
+        "other": b"something else entirely",
+        "empty": b"",
+    }.items():
+        bad = tmp_path / name
+        bad.write_bytes(damaged)
+        for command in (
+            ["verify", str(bad)],
+            ["status", str(bad)],
+            ["restore", str(bad), f"--data-dir={tmp_path}/made", f"--initial-cluster={members}"],
+        ):
+            result = raftkv("snapshot", *command)
+            assert (result.returncode, "corrupt at byte" in result.stderr) == (1, True), (name, command, result)
+        assert not (tmp_path / "made").exists()
+    occupied = raftkv(
+        "snapshot", "restore", str(backup), f"--data-dir={old.nodes[0].data_dir}", f"--initial-cluster={members}"
+    )
+    assert (occupied.returncode, "is not empty" in occupied.stderr) == (2, True)
+    stranger = raftkv(
+        "snapshot", "restore", str(backup), f"--data-dir={tmp_path}/made", "--name=n9", f"--initial-cluster={members}"
+    )
+    assert (stranger.returncode, "n9 is not in the initial cluster" in stranger.stderr) == (2, True)
+    # What an interrupted restore left behind is in nobody's way.
+    (tmp_path / "made.restoring" / "journal").mkdir(parents=True)
+    arguments = [f"--data-dir={tmp_path}/made", f"--initial-cluster={members}"]
+    assert raftkv("snapshot", "restore", str(backup), *arguments).returncode == 0
+    assert not (tmp_path / "made.restoring").exists()
+
+
+def test_a_backup_without_a_majority_is_taken_only_when_that_is_asked_for(tmp_path):
+    with ProcessCluster(tmp_path) as cluster:
+        cluster.nodes[0].ask("/v1/kv/a", method="PUT", body=b"x")
+        for node in cluster.nodes[1:]:
+            node.kill()
+        arguments = [str(tmp_path / "backup"), f"--endpoints={cluster.nodes[0].url}", "--timeout=8"]
+        assert raftkv("snapshot", "save", *arguments).returncode == 1
+        assert not (tmp_path / "backup").exists()
+        assert raftkv("snapshot", "save", "--stale", *arguments).returncode == 0
