@@ -86,15 +86,21 @@ def verify(file: Path) -> None:
     metavar="NAME=HOST:PORT,…",
     help="All members of the new cluster, as for serve; the same for each of them.",
 )
-def restore(file: Path, *, data_dir: Path, name: str, initial_cluster: str) -> None:
+@click.option(
+    "--revision",
+    type=click.IntRange(min=1),
+    help="Go back to what keys were at this revision.",
+)
+def restore(file: Path, *, data_dir: Path, name: str, initial_cluster: str, revision: int | None) -> None:
     """Make the data directory of one member of a new cluster from FILE.
 
     Run it once for each member, with the same FILE and the same --initial-cluster; then start them. Keys, history and
     leases are those of the backup. The cluster has a new id, so members of the old one refuse it, and it them.
+    With --revision, which is to be the same for each member too, later changes of keys are undone; leases stay.
     """
     with failures_as_exit_codes():
         members = parse_initial_cluster(initial_cluster)
-        cluster_id = restore_backup(file, data_dir, NodeId(name), members, RealRandomness())
+        cluster_id = restore_backup(file, data_dir, NodeId(name), members, RealRandomness(), revision)
         click.echo(f"{data_dir} is member {name} of the new cluster {cluster_id}")
 
 

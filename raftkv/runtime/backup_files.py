@@ -20,11 +20,13 @@ from raftkv.ports import Randomness
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.files import RealDirectory
 from raftkv.runtime.identity import Identity, listing_of, store_identity
-from raftkv.store.machine import rename_cluster_of_copy
+from raftkv.store.rewriting import rewrite_copy
 from raftkv.types import ClusterId, Member, NodeId
 
 _MAX_MANIFEST_BYTES = 65_536
 _RESTORING_SUFFIX = ".restoring"
+_RECEIVED_NAME = "received"
+_WORKPLACE_NAME = "rewriting"
 
 
 class BackupReader:
@@ -102,7 +104,12 @@ def verify_backup(path: Path) -> SnapshotManifest:
 
 
 def restore_backup(
-    path: Path, data_dir: Path, name: NodeId, members: tuple[Member, ...], randomness: Randomness
+    path: Path,
+    data_dir: Path,
+    name: NodeId,
+    members: tuple[Member, ...],
+    randomness: Randomness,
+    revision: int | None = None,
 ) -> ClusterId:
     """Make the data directory of one member of a new cluster.
 
@@ -115,12 +122,14 @@ def restore_backup(
         name: The member.
         members: All members of the new cluster.
         randomness: Makes the storage id.
+        revision: Go back to what keys were at this revision, None for the backup's own.
 
     Returns:
         The id of the new cluster.
 
     Raises:
-        ConfigurationError: The directory has data, or the member is none of the cluster's.
+        ConfigurationError: The directory has data, the member is none of the cluster's, or the backup does not know
+            what was at the revision.
         CorruptData: The backup does not check.
         OSError: Reading or writing failed.
     """
@@ -129,16 +138,17 @@ def restore_backup(
     if data_dir.exists() and any(data_dir.iterdir()):
         raise ConfigurationError(f"{data_dir} is not empty: a restore makes a new data directory and replaces none")
     manifest = verify_backup(path)
-    cluster_id = restored_cluster_id(manifest, members)
+    cluster_id = restored_cluster_id(manifest, members, revision)
     building = data_dir.with_name(data_dir.name + _RESTORING_SUFFIX)
     if building.exists():
         # An earlier restore was interrupted.
         shutil.rmtree(building)
     building.mkdir(parents=True)
-    directory = RealDirectory(building)
-    _put_snapshot(path, directory, manifest, cluster_id, members)
-    _put_journal(directory, manifest, cluster_id)
-    store_identity(directory, Identity(cluster_id, name, randomness.token(), members))
+    try:
+        _build(path, building, manifest, Identity(cluster_id, name, randomness.token(), members), revision)
+    except BaseException:
+        shutil.rmtree(building)
+        raise
     if data_dir.exists():
         data_dir.rmdir()
     building.rename(data_dir)
@@ -146,9 +156,20 @@ def restore_backup(
     return cluster_id
 
 
-def restored_cluster_id(manifest: SnapshotManifest, members: tuple[Member, ...]) -> ClusterId:
-    """Return the id of the cluster that some members make of a backup."""
-    text = f"restored {manifest.cluster_id} {manifest.index} {manifest.sha256} {listing_of(members)}"
+def _build(path: Path, building: Path, manifest: SnapshotManifest, identity: Identity, revision: int | None) -> None:
+    directory = RealDirectory(building)
+    cluster_id, members = identity.cluster_id, identity.members
+    _put_snapshot(path, directory, manifest, cluster_id, members, revision)
+    _put_journal(directory, manifest, cluster_id)
+    store_identity(directory, identity)
+
+
+def restored_cluster_id(
+    manifest: SnapshotManifest, members: tuple[Member, ...], revision: int | None = None
+) -> ClusterId:
+    """Return the id of the cluster that some members make of a backup, or of what it has of an earlier revision."""
+    at = manifest.revision if revision is None else revision
+    text = f"restored {manifest.cluster_id} {manifest.index} {manifest.sha256} {at} {listing_of(members)}"
     return ClusterId(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
@@ -158,16 +179,19 @@ def _put_snapshot(
     manifest: SnapshotManifest,
     cluster_id: ClusterId,
     members: tuple[Member, ...],
+    revision: int | None,
 ) -> None:
     catalog = SnapshotCatalog(directory.child("snapshots"), cluster_id)
     reader = BackupReader(str(path))
-    with Path(catalog.copy_path).open("wb") as copy:
+    received = Path(directory.path) / _RECEIVED_NAME
+    with received.open("wb") as copy:
         copy.writelines(reader.feed(piece) for piece in _pieces(path))
     # Checked once more: what was verified before is not what is used, should somebody change the file meanwhile.
     reader.finish()
-    rename_cluster_of_copy(catalog.copy_path, cluster_id)
+    workplace = Path(directory.path) / _WORKPLACE_NAME
+    info = rewrite_copy(received, catalog.copy_path, workplace, cluster_id, revision)
     names = tuple(sorted(member.name for member in members))
-    catalog.adopt_copy(manifest.index, manifest.term, manifest.revision, names)
+    catalog.adopt_copy(manifest.index, manifest.term, info.revision, names)
 
 
 def _put_journal(directory: RealDirectory, manifest: SnapshotManifest, cluster_id: ClusterId) -> None:

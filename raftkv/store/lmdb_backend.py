@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 INITIAL_MAP_BYTES = 67_108_864
 LARGEST_GROWTH_BYTES = 1_073_741_824
 
-_DATA_NAME = "data.mdb"
+DATA_NAME = "data.mdb"
 _LOCK_NAME = "data.mdb-lock"
 _MARKER_NAME = "marker.json"
 _UNTRUSTED_SUFFIX = ".untrusted"
@@ -61,7 +61,7 @@ class LmdbBackend:
         self._open()
 
     def _open(self) -> None:
-        path = self._directory / _DATA_NAME
+        path = self._directory / DATA_NAME
         present = path.stat().st_size if path.exists() else 0
         self._map_bytes = max(self._initial_map_bytes, present)
         if not present:
@@ -161,7 +161,7 @@ class LmdbBackend:
         with self._copying:
             self._environment.close()
             (self._directory / _LOCK_NAME).unlink(missing_ok=True)
-            Path(staged).replace(self._directory / _DATA_NAME)
+            Path(staged).replace(self._directory / DATA_NAME)
             self._open()
 
     def discard(self, staged: str) -> None:
@@ -184,7 +184,7 @@ class LmdbBackend:
             raise StorageFailed(f"the store in {self._directory} needs {needed} more bytes, {free} are free")
 
     def _allocate(self, size: int) -> None:
-        descriptor = os.open(self._directory / _DATA_NAME, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(self._directory / DATA_NAME, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
@@ -380,15 +380,20 @@ def open_trusted(directory: Path, boot_id: str, initial_map_bytes: int = INITIAL
         initial_map_bytes: Size of the map at the start.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    data = directory / _DATA_NAME
+    data = directory / DATA_NAME
     if data.exists():
         marker = read_marker(directory)
         if marker is None or not (marker.clean or marker.boot_id == boot_id):
             logger.warning("the machine was restarted without a clean shutdown: %s is set aside", data)
-            data.replace(directory / (_DATA_NAME + _UNTRUSTED_SUFFIX))
+            data.replace(directory / (DATA_NAME + _UNTRUSTED_SUFFIX))
     (directory / _LOCK_NAME).unlink(missing_ok=True)
     write_marker(directory, Marker(boot_id, clean=False))
     return LmdbBackend(directory, initial_map_bytes)
+
+
+def open_plain(directory: Path) -> LmdbBackend:
+    """Open a store directory that no node runs on, for a change of its own."""
+    return LmdbBackend(directory)
 
 
 @contextmanager
@@ -402,22 +407,3 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
             yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()
-
-
-def write_to_copy(path: Path, space: Space, name: bytes, value: bytes) -> None:
-    """Change one record of a copy, durably.
-
-    Raises:
-        OSError: It could not be written.
-    """
-    map_bytes = path.stat().st_size + INITIAL_MAP_BYTES
-    try:
-        environment = lmdb.open(str(path), subdir=False, lock=False, max_dbs=_NAMED_DATABASES, map_size=map_bytes)
-        try:
-            database = environment.open_db(space.value.encode(), create=False)
-            with environment.begin(write=True) as transaction:
-                transaction.put(name, value, db=database)
-        finally:
-            environment.close()
-    except lmdb.Error as error:
-        raise OSError(f"writing to {path} failed: {error}") from error

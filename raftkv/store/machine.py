@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raftkv.errors import CorruptData, ForeignData, InvariantViolated
+from raftkv.errors import ForeignData, InvariantViolated
 from raftkv.operations import (
     Alarm,
     Event,
@@ -26,9 +26,10 @@ from raftkv.operations import (
 )
 from raftkv.store.alarms import all_alarms
 from raftkv.store.applier import CommandApplier
-from raftkv.store.backend import Backend, ReadTransaction, Space, StoreIsFull
+from raftkv.store.backend import Backend, Space, StoreIsFull
+from raftkv.store.bookkeeping import StoreInfo, has_no_info, read_info, state_of, write_info
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
-from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted, write_to_copy
+from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.store.mvcc import HistoryReader, place_of, purge
 from raftkv.store.results import Result
 from raftkv.store.txn import Refusal, check_revision, evaluate
@@ -41,15 +42,7 @@ from raftkv.types import (
     Term,
 )
 
-FORMAT_VERSION = 2
-
-_STATE = b"state"
-_FORMAT = b"format"
-_CLUSTER_ID = b"cluster-id"
 _PURGED = b"purged"
-
-_STATE_FIELDS = struct.Struct("<QQQQQ")
-"""Applied index, applied term, revision, compacted revision, time in seconds."""
 
 _EVENTS_BYTES = 4_194_304
 
@@ -64,27 +57,6 @@ class CommittedEntry:
     index: Index
     term: Term
     payload: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoreInfo:
-    """What a store says of itself.
-
-    Attributes:
-        cluster_id: The cluster it belongs to.
-        applied_index: The last log entry that it reflects.
-        applied_term: Term of that entry.
-        revision: Its revision.
-        compacted_revision: History up to here is gone.
-        time: Greatest time in seconds that a command brought.
-    """
-
-    cluster_id: ClusterId
-    applied_index: Index
-    applied_term: Term
-    revision: Revision
-    compacted_revision: Revision
-    time: int
 
 
 class Machine:
@@ -108,13 +80,10 @@ class Machine:
 
     def _load(self) -> None:
         with self._backend.read() as view:
-            is_empty = view.view(Space.META).get(_FORMAT) is None
+            is_empty = has_no_info(view)
         if is_empty:
             with self._backend.write() as transaction:
-                meta = transaction.tree(Space.META)
-                meta.put(_FORMAT, str(FORMAT_VERSION).encode())
-                meta.put(_CLUSTER_ID, self._cluster_id.encode())
-                meta.put(_STATE, _STATE_FIELDS.pack(0, 0, 1, 0, 0))
+                write_info(transaction, StoreInfo(self._cluster_id, Index(0), Term(0), Revision(1), Revision(0), 0))
         with self._backend.read() as view:
             self._info = read_info(view, "the store")
             position = view.view(Space.META).get(_PURGED)
@@ -193,10 +162,10 @@ class Machine:
         with self._backend.write() as transaction:
             applier = CommandApplier(transaction, info.revision, info.compacted_revision, info.time)
             results = [applier.apply(entry.payload) for entry in entries]
-            state = _STATE_FIELDS.pack(last.index, last.term, applier.revision, applier.compacted, applier.time)
-            transaction.tree(Space.META).put(_STATE, state)
-        revision, compacted = applier.revision, Revision(applier.compacted)
-        self._info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted, applier.time)
+            revision, compacted = applier.revision, Revision(applier.compacted)
+            info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted, applier.time)
+            write_info(transaction, info)
+        self._info = info
         self._events += applier.changes
         self._lease_changes += applier.lease_changes
         return results
@@ -314,7 +283,7 @@ class Machine:
         """Return a digest of all replicated state; equal on nodes that have applied the same entries."""
         digest = hashlib.sha256()
         with self._backend.read() as view:
-            digest.update(view.view(Space.META).get(_STATE) or b"")
+            digest.update(state_of(view))
             # Below the compacted revision each node has what it has not purged yet.
             kept = place_of(self.compacted_revision + 1)
             for space, start in (
@@ -375,26 +344,6 @@ class Machine:
         self._backend.close()
 
 
-def read_info(view: ReadTransaction, source: str) -> StoreInfo:
-    """Read what a store says of itself.
-
-    Raises:
-        CorruptData: It is of an unknown format, or incomplete.
-    """
-    meta = view.view(Space.META)
-    version = meta.get(_FORMAT)
-    if version != str(FORMAT_VERSION).encode():
-        raise CorruptData(source, 0, f"store format {version!r} is unknown, this release reads {FORMAT_VERSION}")
-    state = meta.get(_STATE)
-    cluster_id = meta.get(_CLUSTER_ID)
-    if state is None or cluster_id is None:
-        raise CorruptData(source, 0, "its bookkeeping is incomplete")
-    index, term, revision, compacted, time = _STATE_FIELDS.unpack(state)
-    return StoreInfo(
-        ClusterId(cluster_id.decode()), Index(index), Term(term), Revision(revision), Revision(compacted), time
-    )
-
-
 def open_machine(
     directory: Path, cluster_id: ClusterId, boot_id: str, initial_map_bytes: int = INITIAL_MAP_BYTES
 ) -> Machine:
@@ -407,12 +356,3 @@ def open_machine(
         initial_map_bytes: Size of the map at the start.
     """
     return Machine(open_trusted(directory, boot_id, initial_map_bytes), cluster_id)
-
-
-def rename_cluster_of_copy(path: str, cluster_id: ClusterId) -> None:
-    """Make a copy of a store one of another cluster.
-
-    Raises:
-        OSError: It could not be written.
-    """
-    write_to_copy(Path(path), Space.META, _CLUSTER_ID, cluster_id.encode())

@@ -229,6 +229,53 @@ def purge(transaction: WriteTransaction, position: bytes, compacted: int, limit:
     return events[limit][0] if len(events) > limit else None
 
 
+def undo_after(
+    transaction: WriteTransaction, revision: int, last: int, lease_exists: Callable[[int], bool]
+) -> Iterator[tuple[bytes, int, int]]:
+    """Undo the changes after a revision, the newest first.
+
+    Args:
+        transaction: The transaction.
+        revision: The last revision that stays; history must be kept of it.
+        last: The store's revision.
+        lease_exists: Whether there is a lease of a number.
+
+    Yields:
+        Each key, with the lease that it was attached to and the one that it is attached to by then, 0 for none.
+    """
+    history, versions = transaction.tree(Space.HISTORY), transaction.tree(Space.VERSIONS)
+    places = [place for place, _record in history.scan(place_of(revision + 1), place_of(last + 1))]
+    live, graves = transaction.tree(Space.CURRENT), transaction.tree(Space.GRAVES)
+    for place in reversed(places):
+        record = history.get(place)
+        assert record is not None, "it was just listed"
+        key = _decode_event(_PLACE.unpack(place)[0], record).item.key
+        digest = digest_of(key)
+        present = live.get(key)
+        lease = 0 if present is None else _RECORD.unpack(present)[3]
+        versions.delete(digest + place)
+        history.delete(place)
+        live.delete(key)
+        graves.delete(key)
+        before = versions.floor(digest + place)
+        if before is None or not before[0].startswith(digest):
+            yield key, lease, 0
+            continue
+        earlier_place = before[0][_DIGEST_BYTES:]
+        earlier_record = history.get(earlier_place)
+        assert earlier_record is not None, "a version whose event is not there"
+        earlier_revision, number = _PLACE.unpack(earlier_place)
+        earlier = _decode_event(earlier_revision, earlier_record)
+        if earlier.kind is EventKind.DELETE:
+            graves.put(key, earlier_place)
+            yield key, lease, 0
+            continue
+        item = earlier.item
+        earlier_lease = item.lease if lease_exists(item.lease) else 0
+        live.put(key, _RECORD.pack(item.create_revision, item.mod_revision, item.version, earlier_lease, number))
+        yield key, lease, earlier_lease
+
+
 def _purge_around(transaction: WriteTransaction, place: bytes, record: bytes, compacted: int) -> None:
     history, versions = transaction.tree(Space.HISTORY), transaction.tree(Space.VERSIONS)
     revision = _PLACE.unpack(place)[0]

@@ -28,10 +28,10 @@ def write(client: BlockingClient, until: threading.Event, acknowledged: list[int
         acknowledged.append(client.put(b"load/%d" % (len(acknowledged) % 50), b"x" * 200).revision)
 
 
-def restore(backup: Path, cluster: ProcessCluster) -> None:
+def restore(backup: Path, cluster: ProcessCluster, *more: str) -> None:
     for node in cluster.nodes:
         arguments = [f"--data-dir={node.data_dir}", f"--name={node.name}", f"--initial-cluster={cluster.members}"]
-        result = raftkv("snapshot", "restore", str(backup), *arguments)
+        result = raftkv("snapshot", "restore", str(backup), *arguments, *more)
         assert result.returncode == 0, result.stderr
 
 
@@ -76,6 +76,19 @@ def test_a_new_cluster_begins_where_the_backup_was_taken_under_load(tmp_path):
             node.start()
         new.wait_ready()
         assert isinstance(client.get(b"after"), Found)
+    # And one that begins in the middle of the load: every key is as it was at exactly that revision.
+    middle = so_far // 2
+    earlier = ProcessCluster(tmp_path / "earlier")
+    restore(backup, earlier, f"--revision={acknowledged[middle]}")
+    with earlier, BlockingClient(earlier.endpoints.split(",")) as client:
+        expected = {b"load/%d" % (number % 50): acknowledged[number] for number in range(middle + 1)}
+        assert {item.key: item.mod_revision for item in client.list(b"load/")} == expected
+        assert client.put(b"after", b"1").revision == acknowledged[middle] + 1
+    too_far = raftkv(
+        "snapshot", "restore", str(backup), f"--data-dir={tmp_path}/none", "--initial-cluster=n1=127.0.0.1:1",
+        f"--revision={revision + 1}",
+    )  # fmt: skip
+    assert (too_far.returncode, "the backup has the history from revision" in too_far.stderr) == (2, True)
     # A member of the new cluster is a stranger to the old one.
     assert json.loads((old.nodes[0].data_dir / "identity.json").read_text())["cluster_id"] == old_id
 

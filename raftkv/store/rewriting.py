@@ -1,0 +1,76 @@
+"""Changes of a store at rest: of which cluster it is, and back to what its keys were at an earlier revision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from raftkv.errors import ConfigurationError
+from raftkv.store.backend import Backend, StoreIsFull, WriteTransaction
+from raftkv.store.bookkeeping import StoreInfo, read_info, write_info
+from raftkv.store.lease import LeaseWriter
+from raftkv.store.lmdb_backend import DATA_NAME, open_plain
+from raftkv.store.mvcc import undo_after
+from raftkv.types import ClusterId, Revision
+
+
+def rewrite_copy(source: Path, target: str, workplace: Path, cluster_id: ClusterId, revision: int | None) -> StoreInfo:
+    """Make of a copy of a store one of another cluster, perhaps as it was earlier.
+
+    Args:
+        source: The copy; it is moved into the workplace and changed there.
+        target: Path of the new copy.
+        workplace: A directory that is made and removed.
+        cluster_id: The other cluster.
+        revision: The revision to go back to, None for the last.
+
+    Raises:
+        ConfigurationError: The store does not know what was at that revision.
+        OSError: The disk refused.
+    """
+    workplace.mkdir()
+    source.replace(workplace / DATA_NAME)
+    backend = open_plain(workplace)
+    try:
+        info = rewrite(backend, cluster_id, revision)
+        backend.copy_to(target)
+    finally:
+        backend.close()
+        for file in workplace.iterdir():
+            file.unlink()
+        workplace.rmdir()
+    return info
+
+
+def rewrite(backend: Backend, cluster_id: ClusterId, revision: int | None) -> StoreInfo:
+    """Do the same with an open store, in one transaction."""
+    while True:
+        try:
+            with backend.write() as transaction:
+                return _rewrite(transaction, cluster_id, revision)
+        except StoreIsFull:
+            backend.grow()
+
+
+def _rewrite(transaction: WriteTransaction, cluster_id: ClusterId, revision: int | None) -> StoreInfo:
+    info = replace(read_info(transaction, "the backup"), cluster_id=cluster_id)
+    if revision is not None:
+        first = max(1, info.compacted_revision)
+        if not first <= revision <= info.revision:
+            raise ConfigurationError(
+                f"the backup has the history from revision {first} to {info.revision}, and not of {revision}"
+            )
+        _go_back(transaction, Revision(revision), info.revision)
+        info = replace(info, revision=Revision(revision))
+    write_info(transaction, info)
+    return info
+
+
+def _go_back(transaction: WriteTransaction, revision: Revision, last: Revision) -> None:
+    """Undo every change after a revision. Leases stay as they are: of them there is no history.
+
+    A key that was attached to a lease which has ended since is attached to none.
+    """
+    leases = LeaseWriter(transaction)
+    for key, before, after in undo_after(transaction, revision, last, leases.exists):
+        leases.move(key, before, after)

@@ -1,0 +1,110 @@
+"""Going back: a store is what it was at a revision, whatever happened since, and goes on from there."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raftkv.errors import ConfigurationError
+from raftkv.operations import DeleteOperation, KeySpan, PutOperation, RangeQuery, Transaction
+from raftkv.store.commands import Compact, Delete, GrantLease, Put, RevokeLease, Transact, encode_commands
+from raftkv.store.lmdb_backend import LmdbBackend
+from raftkv.store.machine import CommittedEntry, Machine
+from raftkv.store.memory_backend import MemoryBackend
+from raftkv.store.rewriting import rewrite
+from raftkv.types import ClusterId, Index, Revision, Term
+from tests.simulation.disk import VirtualDisk
+
+OLD, NEW = ClusterId("0123456789abcdef"), ClusterId("fedcba9876543210")
+ALL = KeySpan(b"", None)
+
+keys = st.sampled_from([b"a", b"b", b"c" * 600, b"d"])
+values = st.binary(max_size=3)
+leases = st.sampled_from([0, 0, 1, 2])
+commands = st.one_of(
+    st.builds(Put, keys, values, leases),
+    st.builds(Delete, keys),
+    st.builds(
+        lambda key, value, other: Transact(
+            Transaction((), (PutOperation(key, value), DeleteOperation(KeySpan.single(other))), ())
+        ),
+        st.just(b"a"),
+        values,
+        st.sampled_from([b"b", b"c" * 600]),
+    ),
+    st.builds(GrantLease, st.sampled_from([1, 2]), st.just(60)),
+    st.builds(RevokeLease, st.sampled_from([1, 2])),
+    st.builds(lambda revision: Compact(Revision(revision)), st.integers(1, 12)),
+)
+
+
+def apply(machine: Machine, command) -> None:
+    index = Index(machine.applied_index + 1)
+    machine.apply([CommittedEntry(index, Term(1), encode_commands([command]))])
+
+
+def content(machine: Machine, revision: int = 0) -> list[tuple[object, ...]]:
+    found = machine.range(RangeQuery(ALL, revision=revision))
+    return [(item.key, item.value, item.create_revision, item.mod_revision, item.version) for item in found.items]
+
+
+def check(machine: Machine, backend, history: dict[int, list[tuple[object, ...]]], revision: int) -> None:
+    existing = {lease.id for lease in machine.leases()}
+    info = rewrite(backend, NEW, revision)
+    assert (info.revision, info.cluster_id) == (revision, NEW)
+    restored = Machine(backend, NEW)
+    assert (restored.revision, restored.applied_index) == (revision, machine.applied_index)
+    assert content(restored) == history[revision]
+    for earlier in range(max(1, restored.compacted_revision), revision + 1):
+        assert content(restored, earlier) == history[earlier]
+    assert {lease.id for lease in restored.leases()} == existing
+    attached = {key: lease for lease in existing for key in restored.attached_keys(lease)}
+    items = restored.range(RangeQuery(ALL)).items
+    assert attached == {item.key: item.lease for item in items if item.lease}
+    # It goes on as if nothing had been: with the next revision, and with its own history.
+    apply(restored, Put(b"a", b"after"))
+    assert restored.revision == revision + 1
+    assert content(restored, revision) == history[revision]
+    for lease in existing:
+        apply(restored, RevokeLease(lease))
+    assert not any(item.lease for item in restored.range(RangeQuery(ALL)).items)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(commands, min_size=1, max_size=25), st.data())
+def test_every_revision_of_which_history_is_kept_can_be_gone_back_to(steps, data):
+    backend = MemoryBackend(VirtualDisk().root)
+    machine = Machine(backend, OLD)
+    history = {1: content(machine)}
+    for step in steps:
+        apply(machine, step)
+        history[machine.revision] = content(machine)
+    while machine.purge():
+        pass
+    revision = data.draw(st.integers(max(1, machine.compacted_revision), machine.revision))
+    check(machine, backend, history, revision)
+
+
+def test_lmdb_goes_back_too(tmp_path):
+    backend = LmdbBackend(tmp_path)
+    machine = Machine(backend, OLD)
+    history = {1: content(machine)}
+    for number in range(200):
+        apply(machine, Delete(b"k5") if number % 7 == 0 else Put(b"k%d" % (number % 10), b"%d" % number))
+        history[machine.revision] = content(machine)
+    check(machine, backend, history, 77)
+    backend.close()
+
+
+@pytest.mark.parametrize("revision", [0, 2, 100])
+def test_what_is_not_known_any_more_or_not_yet_is_refused(revision):
+    backend = MemoryBackend(VirtualDisk().root)
+    machine = Machine(backend, OLD)
+    for number in range(5):
+        apply(machine, Put(b"k", b"%d" % number))
+    apply(machine, Compact(Revision(4)))
+    before = machine.state_hash()
+    with pytest.raises(ConfigurationError, match="has the history from revision 4 to 6"):
+        rewrite(backend, NEW, revision)
+    assert machine.state_hash() == before
