@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv import __version__
-from raftkv.cli import chaos, dev, keys, leases, serve, snapshots, status, transactions, trees, turns, watch
+from raftkv.cli import backups, chaos, dev, keys, leases, serve, snapshots, status, transactions, trees, turns, watch
 from raftkv.cli.failures import EXIT_CODES_HELP
 
 
@@ -29,6 +29,7 @@ for _command in (
     turns.lock,
     turns.elect,
     snapshots.snapshot,
+    backups.backup,
     status.status,
     trees.import_tree,
     trees.export_tree,

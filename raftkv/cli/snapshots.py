@@ -11,7 +11,7 @@ from raftkv.cli.endpoints import run_with_client, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes
 from raftkv.client import Client
 from raftkv.consensus.snapshot import SnapshotManifest
-from raftkv.runtime.backup_files import BackupReader, restore_backup, verify_backup
+from raftkv.runtime.backup_files import BackupReader, restore_backup, sync_directory, verify_backup
 from raftkv.runtime.clock import RealRandomness
 from raftkv.settings import parse_initial_cluster
 from raftkv.types import Consistency, NodeId
@@ -38,21 +38,7 @@ def save(file: Path, *, stale: bool, force: bool, endpoints: str, timeout_second
         raise click.UsageError(f"{file} exists; --force replaces it")
 
     async def run(client: Client) -> None:
-        consistency = Consistency.STALE if stale else Consistency.LINEARIZABLE
-        async with client.backup(consistency) as (pieces, source):
-            reader = BackupReader(source)
-            partial = file.with_name(file.name + _PARTIAL_SUFFIX)
-            try:
-                with partial.open("wb") as output:
-                    async for piece in pieces:
-                        reader.feed(piece)
-                        output.write(piece)
-                    manifest = reader.finish()
-                    output.flush()
-                    os.fsync(output.fileno())
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
+        manifest = await save_backup(client, file, Consistency.STALE if stale else Consistency.LINEARIZABLE)
         _describe(manifest)
 
     run_with_client(endpoints, timeout_seconds, run)
@@ -102,6 +88,37 @@ def restore(file: Path, *, data_dir: Path, name: str, initial_cluster: str, revi
         members = parse_initial_cluster(initial_cluster)
         cluster_id = restore_backup(file, data_dir, NodeId(name), members, RealRandomness(), revision)
         click.echo(f"{data_dir} is member {name} of the new cluster {cluster_id}")
+
+
+async def save_backup(client: Client, file: Path, consistency: Consistency) -> SnapshotManifest:
+    """Write a backup to a file, which appears when it is whole, checked and durable.
+
+    Args:
+        client: Where from.
+        file: The file; one that exists is replaced.
+        consistency: ``STALE`` for what the node has, without a majority.
+
+    Raises:
+        NotApplied: It was refused, nobody served it in time, or it broke off.
+        CorruptData: It does not check.
+        OSError: It could not be written.
+    """
+    partial = file.with_name(file.name + _PARTIAL_SUFFIX)
+    async with client.backup(consistency) as (pieces, source):
+        reader = BackupReader(source)
+        try:
+            with partial.open("wb") as output:
+                async for piece in pieces:
+                    reader.feed(piece)
+                    output.write(piece)
+                manifest = reader.finish()
+                output.flush()
+                os.fsync(output.fileno())
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+    sync_directory(file.parent)
+    return manifest
 
 
 def _describe(manifest: SnapshotManifest) -> None:

@@ -152,7 +152,7 @@ def restore_backup(
     if data_dir.exists():
         data_dir.rmdir()
     building.rename(data_dir)
-    _sync_directory(data_dir.parent)
+    sync_directory(data_dir.parent)
     return cluster_id
 
 
@@ -213,7 +213,8 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Return when the names in a directory would survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
