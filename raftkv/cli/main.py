@@ -5,7 +5,21 @@ from __future__ import annotations
 import click
 
 from raftkv import __version__
-from raftkv.cli import backups, chaos, dev, keys, leases, serve, snapshots, status, transactions, trees, turns, watch
+from raftkv.cli import (
+    backups,
+    chaos,
+    dev,
+    keys,
+    leases,
+    recover,
+    serve,
+    snapshots,
+    status,
+    transactions,
+    trees,
+    turns,
+    watch,
+)
 from raftkv.cli.failures import EXIT_CODES_HELP
 
 
@@ -30,6 +44,7 @@ for _command in (
     turns.elect,
     snapshots.snapshot,
     backups.backup,
+    recover.recover,
     status.status,
     trees.import_tree,
     trees.export_tree,

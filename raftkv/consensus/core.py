@@ -525,5 +525,9 @@ class RaftCore:
     def _on_engine_commit(self, index: Index, command: bytes) -> None:
         term = self._journal.term_at(index)
         assert term is not None, "a committed entry is in the journal until it is applied"
-        payload = None if command[:1] == NO_OP_COMMAND else command[1:]
-        self._committed.append(Committed(index, term, payload))
+        self._committed.append(Committed(index, term, payload_of(command)))
+
+
+def payload_of(command: bytes) -> bytes | None:
+    """Return what was proposed of an entry of the log; None for a no-op of the engine."""
+    return None if command[:1] == NO_OP_COMMAND else command[1:]

@@ -65,7 +65,7 @@ def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ..
         identity = Identity(cluster_id_of(members), name, randomness.token(), members)
         store_identity(directory, identity)
         return identity
-    identity = _read(directory)
+    identity = read_identity(directory)
     if identity.name != name:
         raise ForeignData(f"{directory.path} belongs to member {identity.name!r}, not to {name!r}")
     if listing_of(identity.members) != listing_of(members):
@@ -82,7 +82,12 @@ def _refuse_data_without_identity(directory: Directory) -> None:
         raise CorruptData(f"{directory.path}/{_FILE_NAME}", 0, "it is missing, and the directory holds a journal")
 
 
-def _read(directory: Directory) -> Identity:
+def read_identity(directory: Directory) -> Identity:
+    """Read the identity of a data directory.
+
+    Raises:
+        CorruptData: It does not check.
+    """
     path = f"{directory.path}/{_FILE_NAME}"
     try:
         fields = orjson.loads(directory.read(_FILE_NAME))

@@ -12,7 +12,7 @@ import pytest
 
 from raftkv.client import BlockingClient, Found, txn
 from raftkv.types import Consistency
-from tests.process.cluster import ProcessCluster
+from tests.process.cluster import NodeProcess, ProcessCluster
 
 pytestmark = pytest.mark.process
 
@@ -145,3 +145,47 @@ def test_a_backup_without_a_majority_is_taken_only_when_that_is_asked_for(tmp_pa
         assert raftkv("snapshot", "save", *arguments).returncode == 1
         assert not (tmp_path / "backup").exists()
         assert raftkv("snapshot", "save", "--stale", *arguments).returncode == 0
+
+
+def test_a_new_cluster_is_forced_from_a_survivor_when_the_majority_is_gone(tmp_path):
+    with ProcessCluster(tmp_path) as cluster:
+        with BlockingClient(cluster.endpoints.split(",")) as client:
+            stored = [client.put(b"k/%d" % number, b"%d" % number) for number in range(50)]
+        leader, *others = [cluster.leader(), *cluster.followers()]
+        data_dir = str(leader.data_dir)
+        arguments = ["recover", "--force-new-cluster", "--yes", f"--data-dir={data_dir}"]
+        running = raftkv(*arguments)
+        assert (running.returncode, "are a majority of the 3 members" in running.stderr) == (1, True)
+        for node in others:
+            node.kill()
+        busy = raftkv(*arguments)
+        assert (busy.returncode, "another process uses the data directory" in busy.stderr) == (2, True)
+        leader.kill()
+        unconfirmed = raftkv(*[argument for argument in arguments if argument != "--yes"])
+        assert unconfirmed.returncode == 1
+        assert (leader.data_dir / "identity.json").exists()
+        done = raftkv(*arguments)
+        assert done.returncode == 0, done.stderr
+        survivor = NodeProcess(
+            leader.name, tmp_path, *(int(leader.command[at].rsplit(":", 1)[1]) for at in (6, 7)),
+            f"{leader.name}={leader.command[7].split('=')[1]}",
+        )  # fmt: skip
+        survivor.start()
+        survivor.wait_ready()
+        with BlockingClient([survivor.url]) as client:
+            assert client.get(b"k/49").item.mod_revision == stored[-1].mod_revision
+            assert len(list(client.list(b"k/"))) == 50
+            assert client.cluster().members[0].name == leader.name
+            client.put(b"k/50", b"")
+        # The dead of the old cluster are strangers when they come back.
+        others[0].start()
+        assert not others[0].is_ready()
+        survivor.terminate()
+        names = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(f"{leader.name}-"))
+        assert [name.rsplit(".", 1)[1] for name in names] == ["old", "snapshot"]
+
+
+def test_what_is_no_data_directory_cannot_be_recovered(tmp_path):
+    result = raftkv("recover", "--force-new-cluster", "--yes", f"--data-dir={tmp_path}")
+    assert (result.returncode, "is no data directory" in result.stderr) == (2, True)
+    assert raftkv("recover", "--yes", f"--data-dir={tmp_path}").returncode == 2
