@@ -16,10 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raftkv.config import HostPort, Limits, LogFormat, NodeConfig, Retention, Storage, Timing
+from raftkv.discovery import identity_of_pod
 from raftkv.errors import ConfigurationError
 from raftkv.types import Member, NodeId
 
 ENVIRONMENT_PREFIX = "RAFTKV_"
+
+_DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_MAX_DNS_NAME = 253
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -112,6 +116,12 @@ def _parse_client_url(text: str) -> str:
     return f"{parts.scheme}://{address}" if has_port else f"{parts.scheme}://{parts.netloc.lower()}"
 
 
+def _parse_dns_name(text: str) -> str:
+    if len(text) > _MAX_DNS_NAME or _DNS_NAME.fullmatch(text) is None:
+        raise ConfigurationError(f"{text!r} is no DNS name")
+    return text
+
+
 def parse_initial_cluster(text: str) -> tuple[Member, ...]:
     """Return the members that ``n1=HOST:PORT,n2=HOST:PORT`` lists, in that order.
 
@@ -152,6 +162,21 @@ SETTINGS: tuple[Setting, ...] = (
         "Every member's name and advertised peer address, this one's too.",
         "this node alone",
         parse_initial_cluster,
+    ),
+    Setting(
+        "discover-service",
+        "DNS-NAME",
+        "Headless service of the Kubernetes StatefulSet that this pod, called by its name, belongs to; addresses and "
+        "members follow from it.",
+        "none",
+        _parse_dns_name,
+    ),
+    Setting(
+        "discover-replicas",
+        "NUMBER",
+        "With discover-service: members that the cluster begins with.",
+        "1",
+        _parse_integer,
     ),
     Setting("heartbeat-ms", "MS", "Period of the leader's heartbeat.", "100", _parse_integer),
     Setting(
@@ -289,6 +314,10 @@ def _parse(setting: Setting, text: str, source: str) -> Any:
 
 
 def _assemble(values: Mapping[str, Any]) -> NodeConfig:
+    if "discover_service" in values:
+        values = _discovered(values)
+    elif "discover_replicas" in values:
+        raise ConfigurationError("discover-replicas means nothing without discover-service")
     name = values.get("name", NodeId("default"))
     listen_client = values.get("listen_client", HostPort("127.0.0.1", 2379))
     listen_peer = values.get("listen_peer", HostPort("127.0.0.1", 2380))
@@ -312,6 +341,26 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
         retention=Retention(**_group(values, "compact_keep_revisions", "compact_keep_s", "idempotency_keep_s")),
         log_format=values.get("log_format", LogFormat.TEXT),
     )
+
+
+def _discovered(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what follows from a pod's name; what is given beside it wins, but for the members."""
+    if "initial_cluster" in values:
+        raise ConfigurationError("discover-service and initial-cluster exclude each other")
+    if "name" not in values:
+        raise ConfigurationError("discover-service needs name: the pod's (metadata.name)")
+    listen_client = values.get("listen_client", HostPort("0.0.0.0", 2379))  # noqa: S104 - a pod's own address
+    listen_peer = values.get("listen_peer", HostPort("0.0.0.0", 2380))  # noqa: S104 - likewise
+    replicas = values.get("discover_replicas", 1)
+    pod = identity_of_pod(values["name"], values["discover_service"], replicas, listen_peer.port)
+    return {
+        "advertise_client": f"http://{pod.host}:{listen_client.port}",
+        "advertise_peer": f"{pod.host}:{listen_peer.port}",
+        **values,
+        "listen_client": listen_client,
+        "listen_peer": listen_peer,
+        "initial_cluster": pod.members,
+    }
 
 
 def _reachable(side: str, listen: HostPort) -> str:

@@ -25,9 +25,9 @@ class Forgetful(FakeKeyValueService):
         super().__init__()
         self.writes = 0
 
-    async def put(self, key, value, condition=None):
+    async def put(self, key, value, condition=None, **options):
         before = self.keys.get(key)
-        written = await super().put(key, value, condition)
+        written = await super().put(key, value, condition, **options)
         self.writes += 1
         if self.writes % 10 == 0:
             if before is None:
