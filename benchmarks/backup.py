@@ -1,8 +1,8 @@
 """Backup, restart and restore of a store with many keys: ``python -m benchmarks.backup``.
 
-Three nodes on loopback are loaded with keys. Then: how long a backup takes and how many writes a node accepts meanwhile,
-compared with the same time before; how long a node takes from kill -9 to serving linearizable reads again; and how long
-a restore takes. Memory is that of the leader at the end, mapped files left out.
+Three nodes on loopback are loaded with keys. Then: how long a backup takes and how many writes a node accepts
+meanwhile, compared with the same time before; how long a node takes from kill -9 to serving linearizable reads again;
+and how long a restore takes. Memory is that of the leader at the end, mapped files left out.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
         seconds = sorted(backups.seconds)[len(backups.seconds) // 2]
         print(f"backup:   {backup.stat().st_size / 1e6:,.0f} MB in {seconds:.2f} s, median of {len(backups.seconds)}")
         print(
-            f"writes:   {before.per_second:,.0f}/s before, {during.per_second:,.0f}/s while backups are taken one after "
-            f"another ({during.per_second / before.per_second:.0%}); p99 {before.p99_ms:.0f} and {during.p99_ms:.0f} ms"
+            f"writes:   {before.per_second:,.0f}/s before, {during.per_second:,.0f}/s while backups are taken all "
+            f"the time ({during.per_second / before.per_second:.0%}); p99 {before.p99_ms:.0f} and {during.p99_ms:.0f} ms"
         )
         memory = cluster.private_bytes(leader)
         print(

@@ -49,7 +49,7 @@ from raftkv.client.targets import (
 from raftkv.client.transaction_json import parse_transaction_answer, render_transaction
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.txn import TransactionBuilder
-from raftkv.client.watch import SILENCE_SECONDS, Change, observe_leaders, watch_changes, watch_parameters
+from raftkv.client.watch import Change, observe_leaders, watch_changes, watch_parameters
 from raftkv.errors import InvalidRequest
 from raftkv.operations import EventKind, Lease, LeaseTime, Transaction, TransactionResult
 from raftkv.types import Condition, Consistency, KeyRange, KeyValue, Revision
@@ -64,6 +64,7 @@ DEFAULT_HOLD_SECONDS = 10
 """Of locks and leaderships: so long they outlive a holder that dies."""
 
 _LONGEST_WAIT_SECONDS = 600.0
+_LONGEST_COPY_SECONDS = 120.0
 _IDEMPOTENCY_BYTES = 16
 
 
@@ -440,7 +441,9 @@ class Client:
             NotApplied: It was refused, nobody served it in time, or it broke off.
         """
         target = "/v1/snapshot" + query_string(_consistency(consistency))
-        async with self._dispatcher.download(Request("GET", target, is_read=True), SILENCE_SECONDS) as download:
+        # Nothing is sent before the node has made its copy.
+        request = Request("GET", target, is_read=True, wait_seconds=_LONGEST_COPY_SECONDS)
+        async with self._dispatcher.download(request, _LONGEST_COPY_SECONDS) as download:
             yield download
 
     async def cluster(self) -> ClusterView:

@@ -199,7 +199,7 @@ class Dispatcher:
         while True:
             for endpoint in self._candidates(request):
                 try:
-                    async with asyncio.timeout(self._attempt_timeout_seconds):
+                    async with asyncio.timeout(self._attempt_timeout_seconds + request.wait_seconds):
                         return await self._begin_stream(endpoint, request, timeouts), endpoint
                 except (_Refused, _Lost, TimeoutError) as failure:
                     self._demote(endpoint)
