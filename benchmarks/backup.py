@@ -45,10 +45,9 @@ def main() -> None:
         during = backups.run_beside(job)
         seconds = sorted(backups.seconds)[len(backups.seconds) // 2]
         print(f"backup:   {backup.stat().st_size / 1e6:,.0f} MB in {seconds:.2f} s, median of {len(backups.seconds)}")
-        print(
-            f"writes:   {before.per_second:,.0f}/s before, {during.per_second:,.0f}/s while backups are taken all "
-            f"the time ({during.per_second / before.per_second:.0%}); p99 {before.p99_ms:.0f} and {during.p99_ms:.0f} ms"
-        )
+        share = during.per_second / before.per_second
+        print(f"writes:   {before.per_second:,.0f}/s before, {during.per_second:,.0f}/s beside backups ({share:.0%})")
+        print(f"p99:      {before.p99_ms:.0f} ms before, {during.p99_ms:.0f} ms beside backups")
         memory = cluster.private_bytes(leader)
         print(
             f"restart:  {_restart(cluster, leader):.2f} s from kill -9 to a linearizable read, a new process included"
