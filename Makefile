@@ -33,15 +33,15 @@ lint: $(VENV)/.installed-dev
 test: lint
 	rm -rf .coverage
 	mkdir -p .coverage
-	$(BIN)/coverage run -m pytest
+	(nice $(BIN)/python -m tests.simulation --today 300 --nodes 3 && \
+	nice $(BIN)/python -m tests.simulation --today 200 --nodes 5) > .simulation.log 2>&1 & simulated=$$!; \
+	$(BIN)/coverage run -m pytest; tested=$$?; \
+	wait $$simulated; found=$$?; cat .simulation.log; test $$tested = 0 && test $$found = 0
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
-	$(BIN)/python -m tests.simulation --today 300 --nodes 3 & three=$$!; \
-	$(BIN)/python -m tests.simulation --today 200 --nodes 5; five=$$?; \
-	wait $$three && test $$five = 0
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(or $(SOAK_MINUTES),60)
 
 clean:
-	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info raftkv-dev-data
+	rm -rf $(VENV) .simulation.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info raftkv-dev-data

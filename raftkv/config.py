@@ -111,16 +111,19 @@ class Storage:
     Attributes:
         min_free_bytes: With less free disk than this, writes are refused before they could fail.
         snapshot_journal_bytes: Growth of the journal after which a snapshot is taken and the journal cut.
+        snapshot_bytes_per_s: A snapshot is sent to a member that lags behind no faster than this.
         quota_bytes: Size of the data at which whatever would let it grow is refused, 0 for no bound.
     """
 
     min_free_bytes: int = 64 * 1024 * 1024
     snapshot_journal_bytes: int = 32 * 1024 * 1024
+    snapshot_bytes_per_s: int = 64 * 1024 * 1024
     quota_bytes: int = 2 * 1024 * 1024 * 1024
 
     def __post_init__(self) -> None:
         _require_at_least("min-free-bytes", self.min_free_bytes, 0)
         _require_at_least("snapshot-journal-bytes", self.snapshot_journal_bytes, 4096)
+        _require_at_least("snapshot-bytes-per-s", self.snapshot_bytes_per_s, 65_536)
         _require_at_least("quota-bytes", self.quota_bytes, 0)
 
 
@@ -169,6 +172,41 @@ def _require_at_least(name: str, value: int, minimum: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Joining:
+    """How a node with an empty data directory finds a cluster that runs.
+
+    Attributes:
+        urls: Client URLs of members of the cluster to be joined; empty to join none.
+        replaces_lost: Whether a member of this node's name is replaced: its data directory is empty, so it was lost.
+    """
+
+    urls: tuple[str, ...] = ()
+    replaces_lost: bool = False
+
+    def __post_init__(self) -> None:
+        if self.replaces_lost and not self.urls:
+            raise ConfigurationError("replace-lost means nothing without join")
+
+
+@dataclass(frozen=True, slots=True)
+class Replacing:
+    """Whether a voter that stays away gives its place to a member that waits for one.
+
+    Attributes:
+        voters: Voters that there are to be, 0 to leave that to people: then every member votes when it has caught up.
+        dead_after_s: Seconds after which a voter that cannot be reached counts as dead.
+    """
+
+    voters: int = 0
+    dead_after_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        _require_at_least("autopilot-voters", self.voters, 0)
+        if self.voters and self.dead_after_s < 1:
+            raise ConfigurationError(f"autopilot-dead-after-s ({self.dead_after_s}) must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything that one node is told.
 
@@ -179,11 +217,14 @@ class NodeConfig:
         advertise_client: URL at which clients and redirects reach it.
         listen_peer: Where it listens for the other members.
         advertise_peer: ``HOST:PORT`` at which the other members reach it.
-        initial_cluster: Every member of the cluster, this one among them.
+        initial_cluster: Every member of the cluster when it begins, this one among them; empty for a node that joins
+            a cluster which runs.
+        joining: The cluster to be joined.
         timing: Raft periods.
         storage: What it keeps on disk.
         limits: Bounds of what may wait.
         retention: How much history is kept.
+        replacing: Whether dead voters are replaced by themselves.
         log_format: How log records are written.
     """
 
@@ -194,10 +235,12 @@ class NodeConfig:
     listen_peer: HostPort
     advertise_peer: str
     initial_cluster: tuple[Member, ...]
+    joining: Joining = field(default_factory=Joining)
     timing: Timing = field(default_factory=Timing)
     storage: Storage = field(default_factory=Storage)
     limits: Limits = field(default_factory=Limits)
     retention: Retention = field(default_factory=Retention)
+    replacing: Replacing = field(default_factory=Replacing)
     log_format: LogFormat = LogFormat.TEXT
 
     def __post_init__(self) -> None:
@@ -213,6 +256,8 @@ class NodeConfig:
         _check_no_duplicates("name", (member.name for member in self.initial_cluster))
         _check_no_duplicates("address", (member.peer_address for member in self.initial_cluster))
         listed = {member.name: member.peer_address for member in self.initial_cluster}
+        if self.joining.urls and not listed:
+            return
         if self.name not in listed:
             raise ConfigurationError(
                 f"this node's name {self.name!r} is not in initial-cluster, which has: {', '.join(sorted(listed))}"

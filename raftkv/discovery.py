@@ -12,40 +12,48 @@ _POD_NAME = re.compile(r"(?P<set>.+)-(?P<ordinal>[0-9]{1,6})")
 
 
 @dataclass(frozen=True, slots=True)
+class Ports:
+    """On what ports every member listens: for clients, and for the other members."""
+
+    client: int
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
 class PodIdentity:
     """What a pod is in its cluster.
 
     Attributes:
         host: The name by which the other members and clients find it, whatever its address is.
-        members: The members of the cluster when it begins, this pod among them.
+        members: The members of the cluster when it begins; empty for a pod that is not among them, which joins later.
+        others: Client URLs of the pods that a pod with an empty volume asks for a cluster.
     """
 
     host: str
     members: tuple[Member, ...]
+    others: tuple[str, ...]
 
 
-def identity_of_pod(name: NodeId, service: str, replicas: int, peer_port: int) -> PodIdentity:
+def identity_of_pod(name: NodeId, service: str, replicas: int, ports: Ports) -> PodIdentity:
     """Return what a pod is.
 
     Args:
         name: The pod's name, which is the member's: that of the StatefulSet, a dash, and a number from 0.
         service: DNS name of the StatefulSet's headless service.
-        replicas: Members that the cluster begins with.
-        peer_port: Port of every member's Raft listener.
+        replicas: Members that the cluster begins with; pods beyond them join it.
+        ports: On what every member listens.
 
     Raises:
-        ConfigurationError: The name is none of a pod of the set, or not among the first members.
+        ConfigurationError: The name is none of a pod of the set.
     """
     found = _POD_NAME.fullmatch(name)
     if found is None:
         raise ConfigurationError(f"{name!r} is no name of a StatefulSet's pod, such as raftkv-0")
     if not 1 <= replicas <= 9:
         raise ConfigurationError(f"discover-replicas ({replicas}) must be from 1 to 9")
-    if int(found["ordinal"]) >= replicas:
-        raise ConfigurationError(
-            f"{name} is not among the {replicas} members that the cluster begins with, and members are not added yet: "
-            "scale the StatefulSet down again"
-        )
-    names = [NodeId(f"{found['set']}-{ordinal}") for ordinal in range(replicas)]
-    members = tuple(Member(each, f"{each}.{service}:{peer_port}") for each in names)
-    return PodIdentity(f"{name}.{service}", members)
+    ordinal = int(found["ordinal"])
+    firsts = [NodeId(f"{found['set']}-{number}") for number in range(replicas)]
+    begins = ordinal < replicas
+    members = tuple(Member(each, f"{each}.{service}:{ports.peer}") for each in firsts) if begins else ()
+    others = tuple(f"http://{each}.{service}:{ports.client}" for each in firsts if each != name)
+    return PodIdentity(f"{name}.{service}", members, others)

@@ -96,6 +96,22 @@ class BackupFailed(NotApplied):
     """A copy of the store could not be made."""
 
 
+class MemberMissing(NotApplied):
+    """There is no such member."""
+
+
+class MemberExists(NotApplied):
+    """Another member has that name or address."""
+
+
+class MembersUnsettled(NotApplied):
+    """The membership cannot be changed yet: a change is under way, or the leader is new."""
+
+
+class MemberChangeRefused(NotApplied):
+    """The change would leave the cluster without voters, or without a majority that can be reached."""
+
+
 class TransferFailed(NotApplied):
     """No other member took the leadership over in time."""
 
@@ -148,6 +164,10 @@ class CorruptData(FatalError):
 
 class ForeignData(FatalError):
     """The data directory, or a peer, belongs to another cluster or another member."""
+
+
+class RemovedFromCluster(FatalError):
+    """The node was removed from its cluster: what it has is of no more use, and it must not take part."""
 
 
 class StorageFailed(FatalError):

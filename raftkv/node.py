@@ -17,12 +17,14 @@ from raftkv import __version__
 from raftkv.config import NodeConfig
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
-from raftkv.errors import FatalError, ForeignData
+from raftkv.errors import FatalError, ForeignData, RemovedFromCluster
 from raftkv.http import FrontEnd, FrontEndSettings
+from raftkv.membership import MemberId
 from raftkv.ports import Clock
 from raftkv.runtime.backups import Backups
 from raftkv.runtime.clock import RealClock, RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
+from raftkv.runtime.framing import Rejected
 from raftkv.runtime.journal_writer import JournalWriter
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
@@ -32,9 +34,10 @@ from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
 from raftkv.service.cluster import Cluster
 from raftkv.service.compactor import Compactor
-from raftkv.service.duties import LeaderDuties
+from raftkv.service.duties import LeaderDuties, MembershipDuty
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases, SteadyClock
+from raftkv.service.members import Autopilot, AutopilotPolicy, Members, Promotion
 from raftkv.service.proposer import ProposerLimits
 from raftkv.service.store import Store
 from raftkv.service.writes import ClusterTime, Writes
@@ -64,7 +67,6 @@ class Node:
         self._config = config
         self._clock = RealClock()
         self._randomness = RealRandomness()
-        self._members = {member.name: member for member in config.initial_cluster}
         self._stop_requested = asyncio.Event()
         self._fatal: BaseException | None = None
         self._rejected_by: dict[NodeId, str] = {}
@@ -97,18 +99,20 @@ class Node:
 
     async def _serve(self, directory: RealDirectory, storage: Storage) -> None:
         config = self._config
+        membership = storage.machine.membership
         core = RaftCore(
             config.name,
-            self._members,
+            membership.voters,
             storage.journal,
             storage.machine.applied_index,
             Timing(config.timing.heartbeat_ms / 1000, config.timing.election_timeout_ms / 1000),
             self._clock,
             self._randomness,
+            learners=membership.learners,
         )
         replica = Replica(
-            config.name,
-            self._members,
+            storage.identity,
+            config.advertise_peer,
             config.advertise_client,
             core,
             storage.journal,
@@ -122,8 +126,14 @@ class Node:
         handler = _TransportEvents(self, replica, storage)
         transport = Transport(
             config.name,
-            {name: member.peer_address for name, member in self._members.items() if name != config.name},
-            LocalIdentity(storage.identity.cluster_id, storage.identity.storage_id, config.advertise_client),
+            membership.members,
+            LocalIdentity(
+                storage.identity.cluster_id,
+                storage.identity.member_id,
+                storage.identity.storage_id,
+                config.advertise_client,
+                config.advertise_peer,
+            ),
             handler,
             on_fatal=self._fail,
         )
@@ -132,8 +142,10 @@ class Node:
             storage.journal,
             storage.machine,
             storage.catalog,
-            tuple(sorted(self._members)),
-            SnapshotPolicy(journal_bytes=config.storage.snapshot_journal_bytes),
+            SnapshotPolicy(
+                journal_bytes=config.storage.snapshot_journal_bytes,
+                bytes_per_second=config.storage.snapshot_bytes_per_s,
+            ),
             self._clock,
             replica.send,
             replica.on_compacted,
@@ -149,16 +161,22 @@ class Node:
             timer,
             Compactor(config.retention),
             Quota(config.storage.quota_bytes, config.name),
+            self._membership_duty(replica),
             replica.leading,
         )
         backups = self._backups(directory, storage, replica)
         front_end = FrontEnd(self._services(storage, replica, timer, steady, backups), FrontEndSettings())
         await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
 
+    def _membership_duty(self, replica: Replica) -> MembershipDuty:
+        replacing = self._config.replacing
+        if not replacing.voters:
+            return Promotion(replica)
+        return Autopilot(replica, AutopilotPolicy(replacing.voters, replacing.dead_after_s), self._clock)
+
     def _backups(self, directory: RealDirectory, storage: Storage, replica: Replica) -> Backups:
-        names = tuple(sorted(self._members))
         cluster_id = storage.identity.cluster_id
-        return Backups(directory.child("backups"), storage.machine, cluster_id, names, replica.gate.wait)
+        return Backups(directory.child("backups"), storage.machine, cluster_id, replica.gate.wait)
 
     def _services(
         self, storage: Storage, replica: Replica, timer: LeaseClock, clock: Clock, backups: Backups
@@ -183,7 +201,15 @@ class Node:
             watches=replica.watches,
             alarms=Alarms(machine, writes, config.storage.quota_bytes),
             backups=backups,
-            cluster=Cluster(storage.identity.cluster_id, config.initial_cluster, replica, replica.gate),
+            cluster=Cluster(storage.identity.cluster_id, replica, replica.gate),
+            members=Members(
+                config.name,
+                storage.identity.cluster_id,
+                storage.identity.members,
+                replica,
+                replica.proposer,
+                self._randomness,
+            ),
         )
 
     async def _run_parts(
@@ -232,19 +258,21 @@ class Node:
                 logger.critical("unexpected error", exc_info=error)
         self._stop_requested.set()
 
-    def rejected(self, peer: NodeId, code: str, text: str, *, has_cluster: bool) -> None:
+    def rejected(self, peer: NodeId, code: str, text: str, *, has_cluster: bool, others: int) -> None:
         """Take a peer's refusal to talk to this node.
 
-        A node that never met its cluster and that most of its peers refuse is wrongly configured, or has lost its disk.
+        Whoever was removed stays removed. And a node that never met its cluster and that most of its peers refuse is
+        wrongly configured, or has lost its disk.
         """
         logger.warning("%s refuses this node: %s", peer, text)
         self._rejected_by[peer] = text
-        others = len(self._members) - 1
+        if code == "removed":
+            self._fail(RemovedFromCluster(f"{peer} says: {text}"))
         if code in _PERMANENT_REJECTIONS and not has_cluster and 2 * len(self._rejected_by) > others:
             self._fail(ForeignData(f"{peer} refuses this node: {text}"))
 
 
-_PERMANENT_REJECTIONS = frozenset({"cluster", "member", "storage", "target"})
+_PERMANENT_REJECTIONS = frozenset({"cluster", "storage", "target"})
 
 
 class _TransportEvents:
@@ -259,24 +287,32 @@ class _TransportEvents:
         self.on_disconnected = replica.on_disconnected
         self.on_congested = replica.on_congested
         self.on_drained = replica.on_drained
+        self.on_guest = replica.on_guest
+        self.on_guest_gone = replica.on_guest_gone
 
-    def accept_peer(self, name: NodeId, storage_id: str) -> str | None:
-        """Return why a member is refused, None when it is welcome."""
-        known = self._journal.member_storage.get(name)
+    def accept_peer(self, name: NodeId, member_id: MemberId, storage_id: str) -> Rejected | None:
+        """Return why a peer is refused, None when it is welcome."""
+        if member_id in self._replica.membership.removed:
+            return Rejected("removed", f"member {name} (id {member_id:016x}) was removed from the cluster")
+        key = f"{member_id:016x}"
+        known = self._journal.member_storage.get(key)
         if known is None:
-            self._journal.record_member_storage(name, storage_id)
+            self._journal.record_member_storage(key, storage_id)
             self._replica.wake()
             return None
         if known == storage_id:
             return None
-        return (
+        return Rejected(
+            "storage",
             f"member {name} has come back with other storage ({storage_id}, known is {known}): "
-            "it has forgotten its votes, so it must not take part under this name"
+            "it has forgotten its votes, so it must not take part until it is replaced",
         )
 
     def on_rejected(self, peer: NodeId, code: str, text: str) -> None:
         """Take a peer's refusal."""
-        self._node.rejected(peer, code, text, has_cluster=self._replica.status().leader is not None)
+        others = len(self._replica.membership.members) - 1
+        has_cluster = self._replica.status().leader is not None
+        self._node.rejected(peer, code, text, has_cluster=has_cluster, others=others)
 
 
 async def _run_until_signal(config: NodeConfig) -> None:

@@ -227,6 +227,9 @@ class RefusalKind(Enum):
     NO_SPACE = "no space"
     FENCED = "fenced"
     KEY_REUSED = "idempotency key reused"
+    MEMBER_UNKNOWN = "member unknown"
+    MEMBER_TAKEN = "member taken"
+    CHANGE_REFUSED = "membership change refused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,10 @@ class Directory(Protocol):
         """Return up to ``size`` bytes from ``offset`` on; fewer only at the end of the file."""
         ...
 
+    def size(self, name: str) -> int:
+        """Return the bytes of a file."""
+        ...
+
     def create(self, name: str) -> AppendFile:
         """Create a file that must not exist yet; its name is durable after ``sync``."""
         ...

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raftkv.config import HostPort, Limits, LogFormat, NodeConfig, Retention, Storage, Timing
-from raftkv.discovery import identity_of_pod
+from raftkv.config import HostPort, Joining, Limits, LogFormat, NodeConfig, Replacing, Retention, Storage, Timing
+from raftkv.discovery import Ports, identity_of_pod
 from raftkv.errors import ConfigurationError
 from raftkv.types import Member, NodeId
 
@@ -116,6 +116,16 @@ def _parse_client_url(text: str) -> str:
     return f"{parts.scheme}://{address}" if has_port else f"{parts.scheme}://{parts.netloc.lower()}"
 
 
+def _parse_client_urls(text: str) -> tuple[str, ...]:
+    return tuple(_parse_client_url(item.strip()) for item in text.split(","))
+
+
+def _parse_flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ConfigurationError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 def _parse_dns_name(text: str) -> str:
     if len(text) > _MAX_DNS_NAME or _DNS_NAME.fullmatch(text) is None:
         raise ConfigurationError(f"{text!r} is no DNS name")
@@ -164,6 +174,20 @@ SETTINGS: tuple[Setting, ...] = (
         parse_initial_cluster,
     ),
     Setting(
+        "join",
+        "URL,URL,…",
+        "Client URLs of members of a running cluster that this node joins on its first start.",
+        "none",
+        _parse_client_urls,
+    ),
+    Setting(
+        "replace-lost",
+        "true|false",
+        "With join: when this node is a member already and its data directory is empty, replace that member.",
+        "false",
+        _parse_flag,
+    ),
+    Setting(
         "discover-service",
         "DNS-NAME",
         "Headless service of the Kubernetes StatefulSet that this pod, called by its name, belongs to; addresses and "
@@ -201,6 +225,13 @@ SETTINGS: tuple[Setting, ...] = (
         _parse_integer,
     ),
     Setting(
+        "snapshot-bytes-per-s",
+        "BYTES",
+        "Bound on the rate at which a snapshot is sent to a member that lags behind.",
+        "67108864",
+        _parse_integer,
+    ),
+    Setting(
         "quota-bytes",
         "BYTES",
         "Size of the data at which puts and leases are refused; 0 for no bound.",
@@ -229,6 +260,20 @@ SETTINGS: tuple[Setting, ...] = (
         "Time for which a write with an Idempotency-Key is recognised when it is sent again.",
         "300",
         _parse_integer,
+    ),
+    Setting(
+        "autopilot-voters",
+        "N",
+        "Voters that there are to be: members beyond wait, and take the place of a voter that stays away; 0 for all.",
+        "0",
+        _parse_integer,
+    ),
+    Setting(
+        "autopilot-dead-after-s",
+        "SECONDS",
+        "With autopilot-voters: time after which a voter that cannot be reached is replaced.",
+        "600",
+        _parse_seconds,
     ),
     Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),
 )
@@ -313,11 +358,18 @@ def _parse(setting: Setting, text: str, source: str) -> Any:
         raise ConfigurationError(f"{source}: {error}") from None
 
 
+_AUTOPILOT_KEYS = ("autopilot_voters", "autopilot_dead_after_s")
+_STORAGE_KEYS = ("min_free_bytes", "snapshot_journal_bytes", "snapshot_bytes_per_s", "quota_bytes")
+
+
 def _assemble(values: Mapping[str, Any]) -> NodeConfig:
     if "discover_service" in values:
         values = _discovered(values)
     elif "discover_replicas" in values:
         raise ConfigurationError("discover-replicas means nothing without discover-service")
+    elif "join" in values and "initial_cluster" in values:
+        raise ConfigurationError("join and initial-cluster exclude each other")
+    joining = Joining(values.get("join", ()), values.get("replace_lost", False))
     name = values.get("name", NodeId("default"))
     listen_client = values.get("listen_client", HostPort("127.0.0.1", 2379))
     listen_peer = values.get("listen_peer", HostPort("127.0.0.1", 2380))
@@ -334,32 +386,43 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
         advertise_client=advertise_client,
         listen_peer=listen_peer,
         advertise_peer=advertise_peer,
-        initial_cluster=values.get("initial_cluster", (Member(name, advertise_peer),)),
+        initial_cluster=values.get("initial_cluster", () if joining.urls else (Member(name, advertise_peer),)),
+        joining=joining,
         timing=Timing(**_group(values, "heartbeat_ms", "election_timeout_ms")),
-        storage=Storage(**_group(values, "min_free_bytes", "snapshot_journal_bytes", "quota_bytes")),
+        storage=Storage(
+            **_group(values, "min_free_bytes", "snapshot_journal_bytes", "snapshot_bytes_per_s", "quota_bytes")
+        ),
         limits=Limits(**_group(values, "max_pending_proposals", "request_timeout_s")),
         retention=Retention(**_group(values, "compact_keep_revisions", "compact_keep_s", "idempotency_keep_s")),
+        replacing=Replacing(
+            **{key.removeprefix("autopilot_"): values[key] for key in _AUTOPILOT_KEYS if key in values}
+        ),
         log_format=values.get("log_format", LogFormat.TEXT),
     )
 
 
 def _discovered(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what follows from a pod's name; what is given beside it wins, but for the members."""
-    if "initial_cluster" in values:
-        raise ConfigurationError("discover-service and initial-cluster exclude each other")
+    for setting in ("initial_cluster", "join"):
+        if setting in values:
+            raise ConfigurationError(f"discover-service and {setting.replace('_', '-')} exclude each other")
     if "name" not in values:
         raise ConfigurationError("discover-service needs name: the pod's (metadata.name)")
     listen_client = values.get("listen_client", HostPort("0.0.0.0", 2379))  # noqa: S104 - a pod's own address
     listen_peer = values.get("listen_peer", HostPort("0.0.0.0", 2380))  # noqa: S104 - likewise
     replicas = values.get("discover_replicas", 1)
-    pod = identity_of_pod(values["name"], values["discover_service"], replicas, listen_peer.port)
+    pod = identity_of_pod(
+        values["name"], values["discover_service"], replicas, Ports(listen_client.port, listen_peer.port)
+    )
     return {
+        "replace_lost": bool(pod.others),
         "advertise_client": f"http://{pod.host}:{listen_client.port}",
         "advertise_peer": f"{pod.host}:{listen_peer.port}",
         **values,
         "listen_client": listen_client,
         "listen_peer": listen_peer,
         "initial_cluster": pod.members,
+        "join": pod.others,
     }
 
 

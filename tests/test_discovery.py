@@ -30,12 +30,28 @@ def test_everything_follows_from_the_pods_name():
     )
 
 
+def test_a_pod_asks_the_others_for_a_cluster_before_it_begins_one():
+    config = build_config({}, POD, {})
+    assert config.joining.urls == tuple(f"http://store-{other}.store-peers.shop.svc:2379" for other in (0, 2))
+    assert config.joining.replaces_lost
+    alone = build_config({}, {**POD, "RAFTKV_DISCOVER_REPLICAS": "1", "RAFTKV_NAME": "store-0"}, {})
+    assert alone.joining.urls == ()
+    assert not alone.joining.replaces_lost
+
+
+def test_a_pod_that_is_not_among_the_first_joins_them():
+    config = build_config({}, {**POD, "RAFTKV_NAME": "store-4"}, {})
+    assert config.initial_cluster == ()
+    assert len(config.joining.urls) == 3
+    assert config.advertise_peer == "store-4.store-peers.shop.svc:2380"
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"RAFTKV_NAME": ""}, "needs name"),
         ({"RAFTKV_NAME": "store"}, "no name of a StatefulSet's pod"),
-        ({"RAFTKV_NAME": "store-3"}, "store-3 is not among the 3 members"),
+        ({"RAFTKV_JOIN": "http://h:1"}, "exclude each other"),
         ({"RAFTKV_DISCOVER_REPLICAS": "0"}, "must be from 1 to 9"),
         ({"RAFTKV_DISCOVER_SERVICE": "Not a name"}, "is no DNS name"),
         ({"RAFTKV_DISCOVER_SERVICE": ""}, "means nothing without discover-service"),

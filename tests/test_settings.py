@@ -95,6 +95,8 @@ def test_what_is_listened_on_is_advertised_unless_nobody_could_reach_it():
         ("election_timeout_ms", "300", "must be more than three times"),
         ("min_free_bytes", "-1", "must be at least 0"),
         ("snapshot_journal_bytes", "1", "must be at least 4096"),
+        ("snapshot_bytes_per_s", "1", "must be at least 65536"),
+        ("autopilot_voters", "-1", "must be at least 0"),
         ("max_pending_proposals", "0", "must be at least 1"),
         ("request_timeout_s", "abc", "is not a number of seconds"),
         ("request_timeout_s", "0", "must be more than 0"),

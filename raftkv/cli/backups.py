@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from raftkv.cli.backup_places import BackupDirectory, BackupPlace, backup_place
 from raftkv.cli.endpoints import run_with_client, with_endpoints
-from raftkv.cli.failures import EXIT_CODES_HELP
+from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes
 from raftkv.cli.snapshots import save_backup
 from raftkv.client import Client
 from raftkv.errors import RaftkvError
 from raftkv.types import Consistency
 
 _SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_NAME = re.compile(r"raftkv-\d{8}T\d{6}Z-r\d+\.snapshot")
 
 
 class Duration(click.ParamType[float]):
@@ -37,26 +38,31 @@ class Duration(click.ParamType[float]):
 
 @click.command(epilog=EXIT_CODES_HELP)
 @click.option(
-    "--to", "directory", required=True, type=click.Path(file_okay=False, path_type=Path), help="Where they go."
+    "--to",
+    "target",
+    metavar="DIR|s3://BUCKET/PREFIX",
+    required=True,
+    help="Where they go: a directory, or a bucket (needs the extra raftkv[s3]; settings as for the AWS tools).",
 )
 @click.option("--every", type=Duration(), default="30m", show_default=True, help="Time between backups.")
 @click.option("--keep", type=click.IntRange(min=1), default=48, show_default=True, help="Number of backups to keep.")
 @click.option("--once", is_flag=True, help="Take one backup, remove what is too old, and end.")
 @with_endpoints
-def backup(*, directory: Path, every: float, keep: int, once: bool, endpoints: str, timeout_seconds: float) -> None:
-    """Take a backup of the cluster now and then into a directory, and keep the newest.
+def backup(*, target: str, every: float, keep: int, once: bool, endpoints: str, timeout_seconds: float) -> None:
+    """Take a backup of the cluster now and then, and keep the newest.
 
     Each is a file of its own, whole and checked before it appears: raftkv-20260102T030405Z-r17.snapshot is of revision
     17. One that fails is reported, and the next is tried in time; nothing is removed then.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with failures_as_exit_codes():
+        place = backup_place(target)
 
     async def run(client: Client) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
             try:
-                await _take(client, directory, keep)
+                await _take(client, place, keep)
             except (RaftkvError, OSError) as error:
                 if once:
                     raise
@@ -74,18 +80,17 @@ async def _pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-async def _take(client: Client, directory: Path, keep: int) -> None:
+async def _take(client: Client, place: BackupPlace, keep: int) -> None:
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    arriving = directory / f"raftkv-{now}.arriving"
-    manifest = await save_backup(client, arriving, Consistency.LINEARIZABLE)
-    file = directory / f"raftkv-{now}-r{manifest.revision}.snapshot"
-    arriving.replace(file)
-    click.echo(f"{file}: revision {manifest.revision}, {manifest.size} bytes")
-    for old in newest_first(directory)[keep:]:
-        old.unlink()
-        click.echo(f"{old}: removed")
+    with tempfile.TemporaryDirectory(prefix="raftkv-backup-", dir=_staging(place)) as staging:
+        arriving = Path(staging) / "arriving"
+        manifest = await save_backup(client, arriving, Consistency.LINEARIZABLE)
+        where = await asyncio.to_thread(place.put, arriving, f"raftkv-{now}-r{manifest.revision}.snapshot")
+    click.echo(f"{where}: revision {manifest.revision}, {manifest.size} bytes")
+    for old in (await asyncio.to_thread(place.newest_first))[keep:]:
+        click.echo(f"{await asyncio.to_thread(place.remove, old)}: removed")
 
 
-def newest_first(directory: Path) -> list[Path]:
-    """Return the backups in a directory; whatever else is there is none of ours."""
-    return sorted((file for file in directory.iterdir() if _NAME.fullmatch(file.name)), reverse=True)
+def _staging(place: BackupPlace) -> Path | None:
+    """Return where a backup arrives: beside its place, where that is a directory, so that it can be moved there."""
+    return place.directory if isinstance(place, BackupDirectory) else None

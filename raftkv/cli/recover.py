@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 
 from raftkv.cli.failures import EXIT_CODES_HELP, NotDone, failures_as_exit_codes
+from raftkv.errors import ConfigurationError
+from raftkv.membership import Membership
 from raftkv.runtime.backup_files import restore_backup
 from raftkv.runtime.clock import RealRandomness
-from raftkv.runtime.disaster import owner_of, reachable_members, salvage
+from raftkv.runtime.disaster import membership_of, owner_of, reachable_voters, salvage
 from raftkv.runtime.identity import Identity
 from raftkv.settings import parse_initial_cluster
 from raftkv.types import Member, NodeId
@@ -44,10 +46,17 @@ def recover(*, is_forced: bool, data_dir: Path, initial_cluster: str | None, yes
     assert is_forced, "the option is required"
     with failures_as_exit_codes():
         identity = owner_of(data_dir)
-        _refuse_live_majority(identity)
-        members = tuple(member for member in identity.members if member.name == identity.name)
+        membership = membership_of(data_dir)
+        _refuse_live_majority(identity, membership)
+        own = membership.with_id(identity.member_id)
         if initial_cluster is not None:
             members = parse_initial_cluster(initial_cluster)
+        elif own is not None:
+            members = (Member(own.name, own.peer_address),)
+        else:
+            raise ConfigurationError(
+                f"{identity.name} was removed from its cluster; say with --initial-cluster who is new"
+            )
         names = ", ".join(member.name for member in members)
         click.echo(f"{data_dir} is of member {identity.name} of cluster {identity.cluster_id}.")
         if not yes:
@@ -71,12 +80,11 @@ def _recover(data_dir: Path, name: NodeId, members: tuple[Member, ...]) -> None:
     click.echo(f"{data_dir} is member {name} of the new cluster {cluster_id}")
 
 
-def _refuse_live_majority(identity: Identity) -> None:
-    live = reachable_members(identity)
-    majority = len(identity.members) // 2 + 1
+def _refuse_live_majority(identity: Identity, membership: Membership) -> None:
+    live = reachable_voters(identity, membership)
+    majority = len(membership.voters) // 2 + 1
     if len(live) >= majority:
-        names = ", ".join(member.name for member in live)
         raise NotDone(
-            f"{names} can be reached, and are a majority of the {len(identity.members)} members: "
+            f"{', '.join(live)} can be reached, and are a majority of the {len(membership.voters)} members: "
             "what they have would be thrown away. Stop them first, if that is what you want"
         )

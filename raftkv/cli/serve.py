@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from raftkv.cli.failures import failures_as_exit_codes
+from raftkv.cli.joining import join_if_new
 from raftkv.config import NodeConfig
 from raftkv.errors import ConfigurationError
 from raftkv.node import run_node
@@ -51,6 +53,7 @@ def serve(config_file: str | None, **flags: str | None) -> None:
     with failures_as_exit_codes():
         config = load_config(flags, dict(os.environ), config_file)
         configure_logging(config.log_format)
+        asyncio.run(join_if_new(config))
         run_node(config)
 
 

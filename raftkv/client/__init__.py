@@ -14,6 +14,7 @@ from raftkv.client.blocking import BlockingClient
 from raftkv.client.client import Client
 from raftkv.client.failures import ConditionNotMet, LeaseLost, NotAcquired, UnexpectedAnswer, Unreachable
 from raftkv.client.leases import HeldLease
+from raftkv.client.members import KnownMember, MemberList
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.watch import Change, WatchedChange
 
@@ -28,9 +29,11 @@ __all__ = [
     "Found",
     "HeldLease",
     "HeldLock",
+    "KnownMember",
     "Leader",
     "Leadership",
     "LeaseLost",
+    "MemberList",
     "MemberView",
     "Missing",
     "NotAcquired",

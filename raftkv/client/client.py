@@ -37,6 +37,7 @@ from raftkv.client.answers import (
 from raftkv.client.dispatch import Dispatcher, Request
 from raftkv.client.failures import NotAcquired
 from raftkv.client.leases import HeldLease, end_lease, kept_alive
+from raftkv.client.members import MembersClient
 from raftkv.client.targets import (
     base64_text,
     check_value,
@@ -78,6 +79,9 @@ class Client:
 
     Raises:
         InvalidRequest: An endpoint is malformed, or there is none.
+
+    Attributes:
+        members: Who belongs to the cluster, and changes of that.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Client:
         attempt_timeout_seconds: float = DEFAULT_ATTEMPT_TIMEOUT_SECONDS,
     ) -> None:
         self._dispatcher = Dispatcher(list(endpoints), timeout_seconds, attempt_timeout_seconds)
+        self.members = MembersClient(self._dispatcher)
 
     async def __aenter__(self) -> Self:
         await self._dispatcher.open()

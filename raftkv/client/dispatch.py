@@ -30,6 +30,10 @@ _MAX_REDIRECTS = 5
 _MAX_IDLE_CONNECTIONS = 256
 
 
+_OVER_SOON = frozenset({"no-leader", "shutting-down", "leader-url-unknown", "superseded"})
+"""Problems that an election or another node solves in a fraction of the whole seconds that Retry-After can say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request, independent of the endpoint that will serve it.
@@ -353,13 +357,15 @@ def _judge(answer: Answer) -> None:
     if answer.status == 412:
         raise ConditionNotMet(reason, document.revision("mod_revision"), Revision(document.revision()))
     if answer.status in (408, 429, 503) or (answer.status >= 500 and document.get("applied", str) == "no"):
-        raise _refusal(answer, message)
+        raise _refusal(answer, message, kind)
     if answer.status >= 500:
         raise _Lost(message)
     raise InvalidRequest(message)
 
 
-def _refusal(answer: Answer, message: str) -> _Refused:
+def _refusal(answer: Answer, message: str, kind: str) -> _Refused:
+    if kind.rpartition(":")[2] in _OVER_SOON:
+        return _Refused(message)
     retry_after = answer.headers.get("Retry-After", "")
     if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
         return _Refused(message, min(float(retry_after), _MAX_RETRY_AFTER_SECONDS))

@@ -81,16 +81,15 @@ class ReadBarrier:
 
     Args:
         name: This node.
-        members: All voting members.
+        voters: The voting members.
         retry_seconds: A question without an answer is asked again after this time.
         first_number: Where questions are numbered from. It must differ between lives of a node, so that a late
             answer to a question of an earlier life is not taken for an answer to one of this life.
     """
 
-    def __init__(self, name: NodeId, members: frozenset[NodeId], retry_seconds: float, first_number: int) -> None:
+    def __init__(self, name: NodeId, voters: frozenset[NodeId], retry_seconds: float, first_number: int) -> None:
         self._name = name
-        self._members = members
-        self._peers = sorted(members - {name})
+        self.voters = voters
         self._retry_seconds = retry_seconds
         self._waiting: list[_Read] = []
         self._round: _LeaderRound | None = None
@@ -135,7 +134,7 @@ class ReadBarrier:
         current = self._round
         if current is None or not view.is_leader or (pong.term, pong.round) != (view.term, current.number):
             return []
-        if peer in self._members:
+        if peer in self.voters:
             current.confirmed.add(peer)
         return self._finish_round_if_confirmed()
 
@@ -181,8 +180,10 @@ class ReadBarrier:
     def _poll_as_leader(self, view: LeadershipView) -> list[_Addressed]:
         if view.commit_term != view.term:
             return []
+        # With other members, what is confirmed already may be enough.
+        outgoing = self._finish_round_if_confirmed()
         if self._round is None:
-            return self._start_round(view) if self._waiting else []
+            return outgoing + (self._start_round(view) if self._waiting else [])
         if view.now - self._round.asked_at < self._retry_seconds:
             return []
         self._round.asked_at = view.now
@@ -196,11 +197,11 @@ class ReadBarrier:
 
     def _pings(self, current: _LeaderRound) -> list[_Addressed]:
         ping = ReadPing(current.term, current.number)
-        return [(peer, ping) for peer in self._peers if peer not in current.confirmed]
+        return [(peer, ping) for peer in sorted(self.voters) if peer not in current.confirmed]
 
     def _finish_round_if_confirmed(self) -> list[_Addressed]:
         current = self._round
-        if current is None or 2 * len(current.confirmed) <= len(self._members):
+        if current is None or 2 * len(current.confirmed & self.voters) <= len(self.voters):
             return []
         self._round = None
         return self._resolve(current.reads, current.read_index)

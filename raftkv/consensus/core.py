@@ -1,8 +1,7 @@
 """The Raft core of one node: the engine under guard. Sans-IO: calls go in, messages and commands are taken out.
 
-After any call, the driver takes what there is to do: ``take_messages`` (they may leave at once), the journal's batch
-(to be written and synced by another thread, then reported with ``journal_synced``), ``take_committed`` and
-``take_confirmed_reads``.
+After any call the driver takes what there is to do: ``take_messages``, the journal's batch (reported with
+``journal_synced`` when another thread has synced it), ``take_committed`` and ``take_confirmed_reads``.
 
 Why nothing is promised too early (H1): a vote or an acknowledgement is kept back until the journal has synced every
 record that existed when it was made. The leader's appends need not wait, so its flush and the followers' run side by
@@ -15,24 +14,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from raftkv.consensus.barrier import LeadershipView, ReadBarrier
-from raftkv.consensus.election import PreVoteRound
-from raftkv.consensus.engine import NO_OP_COMMAND, Engine, Timing
+from raftkv.consensus.configuration import Configuration, certainly_committed
+from raftkv.consensus.election import FORCED, Candidacy
+from raftkv.consensus.engine import Engine, Timing
+from raftkv.consensus.entries import Committed, Slot, payload_of
 from raftkv.consensus.guard import (
     ALL_GUARDS,
     AppendPlan,
     Guards,
+    announce_durable,
     answer_append,
     deposing_answer,
     has_known_commands,
     is_request_of_term,
     plan_append,
-    pre_vote_is_grantable,
 )
-from raftkv.consensus.journal import Journal
+from raftkv.consensus.journal import MEMBERSHIP_MARK, Journal
 from raftkv.consensus.messages import (
     AppendEntries,
     AppendResult,
@@ -56,45 +57,20 @@ from raftkv.types import Index, NodeId, Role, Term
 _STEP_BYTES = 4_194_304
 """A backlog beyond this waits for the next step, so that one lagging follower cannot stall or exhaust the leader."""
 
-_FORCED = 0.0
-"""The engine's own mark of an election that a leadership transfer asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where a proposal stands in the log. The proposal is committed if and only if this very pair is."""
-
-    index: Index
-    term: Term
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """One committed entry.
-
-    Attributes:
-        index: Its index.
-        term: Its term.
-        payload: What was proposed; None for a no-op of the engine.
-    """
-
-    index: Index
-    term: Term
-    payload: bytes | None
-
 
 class RaftCore:
     """One node's part in the cluster's consensus.
 
     Args:
         name: This node.
-        members: All voting members, this node included.
+        voters: The voting members as of the applied index.
         journal: The log, term and vote as recovered.
         applied_index: The store reflects entries up to here.
         timing: Heartbeat and election timeout.
         clock: Monotonic time, greater than 0.
         randomness: Election jitter.
         guards: Rules that are on; anything but the default is for tests.
+        learners: Members as of the applied index that do not vote.
 
     Raises:
         CorruptData: The store reflects entries that the journal does not have.
@@ -103,16 +79,17 @@ class RaftCore:
     def __init__(
         self,
         name: NodeId,
-        members: Iterable[NodeId],
+        voters: Iterable[NodeId],
         journal: Journal,
         applied_index: Index,
         timing: Timing,
         clock: Clock,
         randomness: Randomness,
         guards: Guards = ALL_GUARDS,
+        learners: Iterable[NodeId] = (),
     ) -> None:
         self._name = name
-        self._members = frozenset(members)
+        self._configuration = Configuration(voters, learners, applied_index, guards)
         self._journal = journal
         self._timing = timing
         self._clock = clock
@@ -128,27 +105,28 @@ class RaftCore:
         self._voters: set[NodeId] = set()
         self._voters_term = Term(0)
         self._append_plan: AppendPlan | None = None
-        self._leader_contact = float("-inf")
         self._peers_needing_snapshot: set[NodeId] = set()
-        self._pre_vote = PreVoteRound(name, self._members)
+        self._candidacy = Candidacy(name, self._configuration.voters, timing, clock, randomness)
         self._barrier = ReadBarrier(
-            name, self._members, timing.heartbeat_seconds, first_number=int(randomness.random() * 2**48)
+            name, self._configuration.voters, timing.heartbeat_seconds, first_number=int(randomness.random() * 2**48)
         )
         self.dropped_messages = 0
         self._handlers: dict[type[Any], Callable[[NodeId, Any], None]] = {
             AppendEntries: self._receive_append_entries,
             AppendResult: self._receive_append_result,
             SnapshotHeartbeat: self._receive_snapshot_heartbeat,
-            RequestVote: self._receive_by_engine,
+            RequestVote: lambda peer, message: self._engine.receive(peer, message),  # noqa: PLW0108 - it is replaced
             Vote: self._receive_vote,
-            TimeoutNow: self._receive_by_engine,
+            TimeoutNow: self._receive_timeout_now,
             PreVote: self._receive_pre_vote,
-            PreVoteResult: self._pre_vote.receive,
-            ReadPing: self._receive_read_ping,
+            PreVoteResult: self._receive_pre_vote_result,
+            ReadPing: lambda peer, message: self._send_all(self._barrier.receive_ping(peer, message, self._view())),
             ReadPong: self._receive_read_pong,
-            ReadIndexRequest: self._receive_read_request,
+            ReadIndexRequest: lambda peer, request: self._send_all(
+                self._barrier.receive_request(peer, request, self._view())
+            ),
             ReadIndexResult: self._barrier.receive_result,
-            SnapshotChunk: self._receive_snapshot_chunk,
+            SnapshotChunk: lambda peer, message: self._hear_leader(peer, message.term),
         }
         self._engine = self._start_engine(applied_index)
 
@@ -161,10 +139,13 @@ class RaftCore:
                 f"the store has applied entry {applied_index}, the journal holds "
                 f"{journal.base_index} to {journal.last_index}",
             )
-        journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), applied_index))
+        # A change was proposed only when the one before it was committed (H12d), however old the commit hint is.
+        followed_change = certainly_committed(journal.membership_changes)
+        journal.setRaftCommitIndex(max(journal.getRaftCommitIndex(), applied_index, followed_change))
         engine = Engine(
             self._name,
-            self._members,
+            self._configuration.voters,
+            self._configuration.learners,
             journal,
             applied_index,
             self._timing,
@@ -175,10 +156,15 @@ class RaftCore:
         )
         for peer in sorted(self._connected - self._congested):
             engine.connect(peer)
-        if self._members == {self._name}:
+        if self._configuration.voters == {self._name}:
             # Nobody else could lead, so there is nothing to wait for.
-            engine.election_deadline = _FORCED
+            engine.election_deadline = FORCED
         return engine
+
+    @property
+    def configuration(self) -> Configuration:
+        """The members as of the applied index."""
+        return self._configuration
 
     @property
     def role(self) -> Role:
@@ -202,14 +188,15 @@ class RaftCore:
         return self._engine.commit_index
 
     def step(self) -> None:
-        """Do what time or new knowledge makes due: campaign, commit, send, ask for read confirmations."""
+        """Do what time or new knowledge makes due."""
         self._sent_bytes.clear()
-        if self._guards.pre_vote:
-            self._hold_back_election()
+        if not self._may_campaign():
+            self._candidacy.forbid(self._engine)
+        elif self._guards.pre_vote:
+            self._ask_for_pre_votes()
         self._engine.tick()
         if self._guards.pre_vote and self._engine.role is Role.CANDIDATE:
-            # A split vote is settled by the next round; that need not wait for a whole election timeout.
-            self._defer_election(at_most=self._jitter(0.3, 0.8))
+            self._candidacy.votes_were_split(self._engine)
         self._reconnect()
         self._send_all(self._barrier.poll(self._view()))
 
@@ -222,6 +209,71 @@ class RaftCore:
         Returns:
             Its place in the log; None when this node does not lead, and the command then has no effect ever.
         """
+        if payload.startswith(MEMBERSHIP_MARK):
+            raise InvariantViolated("a payload that looks like a change of the membership")
+        return self._append(payload)
+
+    def propose_membership(self, payload: bytes) -> Slot | None:
+        """Append a command that changes the membership; tell ``reconfigure`` when it is applied.
+
+        Args:
+            payload: The command.
+
+        Returns:
+            Its place in the log; None when ``may_change_members`` says no, and the command then has no effect ever.
+        """
+        return self._append(MEMBERSHIP_MARK + payload) if self.may_change_members else None
+
+    @property
+    def may_change_members(self) -> bool:
+        """Whether this node leads, has committed an entry of its term, and has no change of the membership under way.
+
+        Ongaro's correction of single-server changes (raft-dev, 2015) is the reason for the second; etcd has the same
+        rules.
+        """
+        if self._engine.role is not Role.LEADER:
+            return False
+        view = self._view()
+        is_established = view.commit_term == view.term or not self._guards.change_in_own_term
+        return is_established and self._configuration.is_settled(self._journal.membership_changes)
+
+    def reconfigure(
+        self,
+        voters: Iterable[NodeId],
+        learners: Iterable[NodeId],
+        applied_index: Index,
+        renewed: frozenset[NodeId] = frozenset(),
+    ) -> None:
+        """Go on with the members that the store has; a change takes effect when it is applied, as in etcd.
+
+        Args:
+            voters: The voting members.
+            learners: Members that do not vote.
+            applied_index: The index that the store reflects.
+            renewed: Members that took the place of others of the same name: what those had does not count for them.
+        """
+        configuration = self._configuration
+        if not configuration.update(voters, learners, applied_index) and not renewed:
+            return
+        for peer in [peer for peer in self._acknowledged if peer in renewed or not configuration.tracks(peer)]:
+            del self._acknowledged[peer]
+        self._candidacy.round.cancel()
+        self._candidacy.round.voters = self._barrier.voters = configuration.voters
+        if self._engine.role is Role.LEADER and self._name not in configuration.voters:
+            # A leader that was removed has done its work: the commit was announced in the step that found it.
+            self._restart_engine(applied_index)
+        else:
+            self._engine.reconfigure(configuration.voters, configuration.learners, renewed)
+        self._reconnect()
+
+    def _restart_engine(self, applied_index: Index) -> None:
+        """Go on as a follower, on the path that every restart takes, instead of patching the engine."""
+        self._committed.clear()
+        self._acknowledged.clear()
+        self._candidacy.round.cancel()
+        self._engine = self._start_engine(applied_index)
+
+    def _append(self, payload: bytes) -> Slot | None:
         if self._engine.role is not Role.LEADER:
             return None
         index = Index(self._journal.last_index + 1)
@@ -236,7 +288,7 @@ class RaftCore:
         Raises:
             InvariantViolated: The message shows that a rule of Raft was broken somewhere.
         """
-        if self._guards.members_only and (peer not in self._members or peer == self._name):
+        if self._guards.members_only and (not self._configuration.knows(peer) or peer == self._name):
             self.dropped_messages += 1
             return
         if is_request_of_term(message) and message.term < self._engine.term:
@@ -265,8 +317,7 @@ class RaftCore:
         self._congested.discard(peer)
         self._engine.disconnect(peer)
         if self._guards.pre_vote and self._engine.leader == peer and self._engine.role is Role.FOLLOWER:
-            self._leader_contact = float("-inf")
-            self._defer_election(at_most=self._jitter(0.02, 0.22))
+            self._candidacy.lost_leader(self._engine)
 
     def congested(self, peer: NodeId) -> None:
         """A peer takes data more slowly than it is sent."""
@@ -318,12 +369,8 @@ class RaftCore:
             self._journal.compact(index)
         else:
             self._journal.reset(index, term)
-        self._committed.clear()
-        self._acknowledged.clear()
-        self._pre_vote.cancel()
         self._journal.setRaftCommitIndex(index)
-        # A new engine over the new log takes the path that every restart takes, instead of patching the old one.
-        self._engine = self._start_engine(index)
+        self._restart_engine(index)
         return True
 
     def take_messages(self) -> list[tuple[NodeId, Message]]:
@@ -368,33 +415,21 @@ class RaftCore:
             now=self._clock.now(),
         )
 
-    def _jitter(self, least: float, most: float) -> float:
-        timeout = self._timing.election_timeout_seconds
-        return timeout * (least + (most - least) * self._randomness.random())
+    def _ask_for_pre_votes(self) -> None:
+        question = self._candidacy.hold_back(self._engine, self._journal)
+        if question is not None:
+            self._send_all((peer, question) for peer in sorted(self._configuration.voters - {self._name}))
 
-    def _defer_election(self, at_most: float) -> None:
-        engine = self._engine
-        if engine.election_deadline != _FORCED:
-            engine.election_deadline = min(engine.election_deadline, self._clock.now() + at_most)
+    def _may_campaign(self) -> bool:
+        return self._configuration.may_campaign(self._name, self._journal.membership_changes, self.commit_index)
 
-    def _hold_back_election(self) -> None:
-        engine = self._engine
-        if engine.role is Role.LEADER or engine.election_deadline == _FORCED:
-            return
-        if self._pre_vote.is_won(engine.term):
-            self._pre_vote.cancel()
-            engine.election_deadline = _FORCED
-            return
-        now = self._clock.now()
-        if engine.election_deadline >= now:
-            return
-        engine.election_deadline = now + self._jitter(0.25, 0.75)
-        question = self._pre_vote.start(engine.term, self._journal.last_index, self._journal.last_term)
-        for peer in sorted(self._members - {self._name}):
-            self._send(peer, question)
+    def _receive_timeout_now(self, peer: NodeId, message: TimeoutNow) -> None:
+        if self._may_campaign():
+            self._engine.receive(peer, message)
 
-    def _receive_by_engine(self, peer: NodeId, message: Message) -> None:
-        self._engine.receive(peer, message)
+    def _receive_pre_vote_result(self, peer: NodeId, message: PreVoteResult) -> None:
+        if self._configuration.counts(peer):
+            self._candidacy.round.receive(peer, message)
 
     def _receive_append_entries(self, peer: NodeId, message: AppendEntries) -> None:
         if self._guards.known_commands_only and not has_known_commands(message):
@@ -415,19 +450,20 @@ class RaftCore:
         next_index = self._journal.last_index + 1
         self._send_after_sync(peer, AppendResult(self._engine.term, next_index, reset=True, success=False))
 
-    def _receive_snapshot_chunk(self, peer: NodeId, message: SnapshotChunk) -> None:
-        self._hear_leader(peer, message.term)
-
     def _hear_leader(self, peer: NodeId, term: int) -> None:
         if self._engine.role is Role.LEADER and term == self._engine.term:
             raise InvariantViolated(f"{peer} leads term {term}, which this node leads")
-        self._leader_contact = self._clock.now()
-        self._pre_vote.cancel()
+        self._candidacy.heard_leader()
 
     def _receive_append_result(self, peer: NodeId, message: AppendResult) -> None:
         engine = self._engine
         stale = self._guards.term_stamped_results and message.term != engine.term
-        if stale or engine.role is not Role.LEADER or message.next_index > self._journal.last_index + 1:
+        if (
+            stale
+            or not self._configuration.tracks(peer)
+            or engine.role is not Role.LEADER
+            or message.next_index > self._journal.last_index + 1
+        ):
             self.dropped_messages += 1
             return
         if message.success and self._guards.leader_counts_synced:
@@ -453,7 +489,11 @@ class RaftCore:
         if message.term != self._voters_term:
             self._voters_term = Term(message.term)
             self._voters.clear()
-        if message.term != self._engine.term or (self._guards.one_vote_a_member and peer in self._voters):
+        if (
+            message.term != self._engine.term
+            or not self._configuration.counts(peer)
+            or (self._guards.one_vote_a_member and peer in self._voters)
+        ):
             self.dropped_messages += 1
             return
         self._voters.add(peer)
@@ -465,27 +505,18 @@ class RaftCore:
             # The sender's own term is behind; what it needs is the newer one, not a vote.
             self._send_after_sync(peer, deposing_answer(engine.term))
             return
-        now = self._clock.now()
-        leader_is_alive = now - self._leader_contact < self._timing.election_timeout_seconds
-        granted = (
-            engine.role is not Role.LEADER and not leader_is_alive and pre_vote_is_grantable(message, self._journal)
-        )
-        if granted and engine.election_deadline != _FORCED:
-            # Let the other go first, so that two candidates do not split the votes.
-            engine.election_deadline = max(engine.election_deadline, now + self._jitter(0.1, 0.3))
-        self._send(peer, PreVoteResult(engine.term, message.round, granted))
-
-    def _receive_read_ping(self, peer: NodeId, message: ReadPing) -> None:
-        self._send_all(self._barrier.receive_ping(peer, message, self._view()))
+        self._send(peer, self._candidacy.answer(engine, message, self._journal))
 
     def _receive_read_pong(self, peer: NodeId, message: ReadPong) -> None:
-        self._send_all(self._barrier.receive_pong(peer, message, self._view()))
-
-    def _receive_read_request(self, peer: NodeId, message: ReadIndexRequest) -> None:
-        self._send_all(self._barrier.receive_request(peer, message, self._view()))
+        if self._configuration.counts(peer):
+            self._send_all(self._barrier.receive_pong(peer, message, self._view()))
 
     def _send(self, peer: NodeId, message: Message) -> None:
-        self._ready_messages.append((peer, message))
+        if self._journal.has_durable_term:
+            self._ready_messages.append((peer, message))
+        else:
+            # An only voter leads at once, and could lead the same term again after a crash, with other entries.
+            self._send_after_sync(peer, message)
 
     def _send_all(self, messages: Iterable[tuple[NodeId, Message]]) -> None:
         self._ready_messages.extend(messages)
@@ -498,13 +529,14 @@ class RaftCore:
             self._ready_messages.append((peer, message))
 
     def _on_engine_send(self, peer: NodeId, message: Message) -> bool:
+        message = announce_durable(message, self._journal.durable_index, self._guards)
         if isinstance(message, AppendEntries):
-            self._ready_messages.append((peer, message))
+            self._send(peer, message)
             return self._may_send_more(peer, message)
         if isinstance(message, SnapshotHeartbeat):
-            self._peers_needing_snapshot.add(peer)
-            self._ready_messages.append((peer, message))
             # One is enough: the engine would repeat it for as long as the peer has not moved (H12o).
+            self._peers_needing_snapshot.add(peer)
+            self._send(peer, message)
             return False
         if isinstance(message, AppendResult):
             message = answer_append(message, self._append_plan, self._journal, self._engine.commit_index, self._guards)
@@ -526,8 +558,3 @@ class RaftCore:
         term = self._journal.term_at(index)
         assert term is not None, "a committed entry is in the journal until it is applied"
         self._committed.append(Committed(index, term, payload_of(command)))
-
-
-def payload_of(command: bytes) -> bytes | None:
-    """Return what was proposed of an entry of the log; None for a no-op of the engine."""
-    return None if command[:1] == NO_OP_COMMAND else command[1:]

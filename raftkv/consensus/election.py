@@ -6,8 +6,14 @@ A granted pre-vote promises nothing: it needs no durability and may be given to 
 
 from __future__ import annotations
 
+from raftkv.consensus.engine import Engine, Timing
+from raftkv.consensus.guard import LogView, pre_vote_is_grantable
 from raftkv.consensus.messages import PreVote, PreVoteResult
-from raftkv.types import NodeId, Term
+from raftkv.ports import Clock, Randomness
+from raftkv.types import NodeId, Role, Term
+
+FORCED = 0.0
+"""The engine's own mark of an election that a leadership transfer asked for."""
 
 
 class PreVoteRound:
@@ -15,12 +21,12 @@ class PreVoteRound:
 
     Args:
         name: This node.
-        members: All voting members.
+        voters: The voting members.
     """
 
-    def __init__(self, name: NodeId, members: frozenset[NodeId]) -> None:
+    def __init__(self, name: NodeId, voters: frozenset[NodeId]) -> None:
         self._name = name
-        self._members = members
+        self.voters = voters
         self._round = 0
         self._term: Term | None = None
         self._granted: set[NodeId] = set()
@@ -44,9 +50,79 @@ class PreVoteRound:
 
     def receive(self, peer: NodeId, result: PreVoteResult) -> None:
         """Count one answer."""
-        if self._term is not None and result.granted and result.round == self._round and peer in self._members:
+        if self._term is not None and result.granted and result.round == self._round and peer in self.voters:
             self._granted.add(peer)
 
     def is_won(self, term: Term) -> bool:
         """Whether a majority would vote for this node in the term that follows ``term``."""
-        return self._term == term and 2 * len(self._granted) > len(self._members)
+        return self._term == term and 2 * len(self._granted) > len(self.voters)
+
+
+class Candidacy:
+    """Decides when a node campaigns: not while a leader is heard, and only when it would win.
+
+    Args:
+        name: This node.
+        voters: The voting members.
+        timing: Heartbeat and election timeout.
+        clock: Monotonic time.
+        randomness: Election jitter.
+    """
+
+    def __init__(
+        self, name: NodeId, voters: frozenset[NodeId], timing: Timing, clock: Clock, randomness: Randomness
+    ) -> None:
+        self.round = PreVoteRound(name, voters)
+        self._timeout = timing.election_timeout_seconds
+        self._clock = clock
+        self._randomness = randomness
+        self._leader_contact = float("-inf")
+
+    def heard_leader(self) -> None:
+        """A leader of the current term spoke."""
+        self._leader_contact = self._clock.now()
+        self.round.cancel()
+
+    def lost_leader(self, engine: Engine) -> None:
+        """The connection to the leader is gone: ask for votes soon."""
+        self._leader_contact = float("-inf")
+        self._hasten(engine, self._jitter(0.02, 0.22))
+
+    def votes_were_split(self, engine: Engine) -> None:
+        """A split vote is settled by the next round; that need not wait for a whole election timeout."""
+        self._hasten(engine, self._jitter(0.3, 0.8))
+
+    def forbid(self, engine: Engine) -> None:
+        """Do not campaign now, whoever asks."""
+        engine.election_deadline = self._clock.now() + self._timeout
+
+    def hold_back(self, engine: Engine, log: LogView) -> PreVote | None:
+        """Keep the engine from campaigning until pre-vote is won; return what to ask everyone, if it is time to."""
+        if engine.role is Role.LEADER or engine.election_deadline == FORCED:
+            return None
+        if self.round.is_won(engine.term):
+            self.round.cancel()
+            engine.election_deadline = FORCED
+            return None
+        now = self._clock.now()
+        if engine.election_deadline >= now:
+            return None
+        engine.election_deadline = now + self._jitter(0.25, 0.75)
+        return self.round.start(engine.term, log.last_index, log.last_term)
+
+    def answer(self, engine: Engine, message: PreVote, log: LogView) -> PreVoteResult:
+        """Say whether this node would vote for the sender, who asks for a later term than this node's."""
+        now = self._clock.now()
+        leader_is_alive = now - self._leader_contact < self._timeout
+        granted = engine.role is not Role.LEADER and not leader_is_alive and pre_vote_is_grantable(message, log)
+        if granted and engine.election_deadline != FORCED:
+            # Let the other go first, so that two candidates do not split the votes.
+            engine.election_deadline = max(engine.election_deadline, now + self._jitter(0.1, 0.3))
+        return PreVoteResult(engine.term, message.round, granted)
+
+    def _hasten(self, engine: Engine, at_most: float) -> None:
+        if engine.election_deadline != FORCED:
+            engine.election_deadline = min(engine.election_deadline, self._clock.now() + at_most)
+
+    def _jitter(self, least: float, most: float) -> float:
+        return self._timeout * (least + (most - least) * self._randomness.random())

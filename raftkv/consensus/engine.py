@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,8 @@ class Engine:
 
     Args:
         name: This node.
-        members: All voting members, this node included.
+        voters: The voting members.
+        learners: Members that get the log and do not vote.
         journal: The log, term and vote as recovered.
         applied_index: Entries up to here are reflected in the store already and are not delivered again.
         timing: Heartbeat and election timeout.
@@ -177,7 +178,8 @@ class Engine:
     def __init__(
         self,
         name: NodeId,
-        members: Iterable[NodeId],
+        voters: Iterable[NodeId],
+        learners: Iterable[NodeId],
         journal: Journal,
         applied_index: Index,
         timing: Timing,
@@ -187,20 +189,20 @@ class Engine:
         deliver: Callable[[Index, bytes], None],
     ) -> None:
         self._name = name
-        self._nodes = {member: _PeerNode(member) for member in sorted(members)}
+        self._nodes: dict[NodeId, _PeerNode] = {}
         self._clock = clock
         self._randomness = randomness
         self._send = send
         self._deliver = deliver
         self._enter()
-        others = [node for member, node in self._nodes.items() if member != name]
+        others = [self._node(member) for member in sorted(voters) if member != name]
         self._transport = _EngineTransport(self._on_engine_send)
         original = engine_module.createJournal
         engine_module.createJournal = lambda _path: journal
         try:
             self._raft = _GuardedSyncObj(
                 self._on_committed,
-                self._nodes[name],
+                self._node(name),
                 others,
                 conf=_configuration(timing),
                 transport=self._transport,
@@ -211,6 +213,32 @@ class Engine:
         self._raft._poller = _NoPoller()
         # The engine would start at index 1 and find those entries compacted away; the store already has them.
         self._raft._SyncObj__raftLastApplied = applied_index
+        self.reconfigure(voters, learners)
+
+    def reconfigure(
+        self, voters: Iterable[NodeId], learners: Iterable[NodeId], renewed: Container[NodeId] = ()
+    ) -> None:
+        """Go on with other members; what is known of those that stay is kept, but for the renewed.
+
+        The engine's own membership changes are never used (H12d). Its observers are what learners need: they are sent
+        the log, and nothing waits for them.
+        """
+        self._enter()
+        raft = self._raft
+        others = {self._node(member) for member in voters if member != self._name}
+        observers = {self._node(member) for member in learners if member != self._name}
+        known = others | observers
+        progress = (raft._SyncObj__raftNextIndex, raft._SyncObj__raftMatchIndex, raft._SyncObj__lastResponseTime)
+        for table, beginning in zip(progress, (raft._SyncObj__raftLog[-1][1] + 1, 0, _world.now), strict=True):
+            for node in [node for node in table if node not in known or node.id in renewed]:
+                del table[node]
+            for node in known:
+                table.setdefault(node, beginning)
+        raft._SyncObj__otherNodes = others
+        raft._SyncObj__readonlyNodes = observers
+
+    def _node(self, member: NodeId) -> _PeerNode:
+        return self._nodes.setdefault(member, _PeerNode(member))
 
     def _enter(self) -> None:
         _world.now = self._clock.now()
@@ -249,15 +277,15 @@ class Engine:
 
     def match_index(self, peer: NodeId) -> Index:
         """At a leader: the highest index known to be durable at a peer."""
-        return Index(self._raft._SyncObj__raftMatchIndex.get(self._nodes[peer], 0))
+        return Index(self._raft._SyncObj__raftMatchIndex.get(self._node(peer), 0))
 
     def connect(self, peer: NodeId) -> None:
         """Let the engine send to a peer."""
-        self._transport._onNodeConnected(self._nodes[peer])
+        self._transport._onNodeConnected(self._node(peer))
 
     def disconnect(self, peer: NodeId) -> None:
         """Keep the engine from sending to a peer."""
-        self._transport._onNodeDisconnected(self._nodes[peer])
+        self._transport._onNodeDisconnected(self._node(peer))
 
     def tick(self) -> None:
         """Campaign, commit, deliver, send: whatever is due now."""
@@ -277,12 +305,12 @@ class Engine:
             peer: The follower, None for the most caught-up that can be reached.
         """
         self._enter()
-        self._raft.transferLeadership(None if peer is None else self._nodes[peer])
+        self._raft.transferLeadership(None if peer is None else self._node(peer))
 
     def receive(self, peer: NodeId, message: Message) -> None:
         """Process one message of another member."""
         self._enter()
-        node = self._nodes[peer]
+        node = self._node(peer)
         if isinstance(message, AppendResult):
             self._receive_append_result(node, message)
         else:

@@ -49,6 +49,10 @@ class Guards:
         ignore_old_snapshots: A snapshot at or below the own commit index is ignored (H12g).
         conflict_hint: A conflicting follower asks for the start of the conflicting term (H12l).
         bounded_sending: Sending to one peer in one step is bounded (H12o).
+        one_member_change: A change of the membership is proposed only when the one before is applied (H12d).
+        change_in_own_term: A change is proposed only when an entry of the leader's own term is committed (H12d).
+        campaign_when_applied: A node campaigns only with every committed change applied (H12d).
+        voters_only: Whoever does not vote does not campaign, and counts for no majority (H12d).
     """
 
     promise_after_sync: bool = True
@@ -67,6 +71,10 @@ class Guards:
     ignore_old_snapshots: bool = True
     conflict_hint: bool = True
     bounded_sending: bool = True
+    one_member_change: bool = True
+    change_in_own_term: bool = True
+    campaign_when_applied: bool = True
+    voters_only: bool = True
 
 
 ALL_GUARDS = Guards()
@@ -190,6 +198,17 @@ def _start_of_conflict(next_index: Index, log: LogView, commit_index: Index) -> 
     while next_index > commit_index + 1 and log.term_at(Index(next_index - 1)) == conflicting_term:
         next_index = Index(next_index - 1)
     return next_index
+
+
+def announce_durable(message: Message, durable_index: Index, guards: Guards) -> Message:
+    """Let a leader announce as committed only what its own journal has synced (H1).
+
+    The engine counts the leader at once. Where it is the only voter that commits everything at once too, and a learner
+    would apply what that voter can still lose.
+    """
+    if isinstance(message, AppendEntries | SnapshotHeartbeat) and guards.leader_counts_synced:
+        return replace(message, commit_index=durable_index) if message.commit_index > durable_index else message
+    return message
 
 
 def has_known_commands(message: AppendEntries) -> bool:

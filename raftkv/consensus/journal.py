@@ -30,6 +30,11 @@ from raftkv.types import Index, Term
 
 _BASE_COMMAND = b"\x01"
 
+MEMBERSHIP_MARK = b"\xc1"
+"""First byte of a payload that changes the membership; no msgpack value begins with it."""
+
+_MEMBERSHIP_HEAD = b"\x00" + MEMBERSHIP_MARK
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -88,6 +93,7 @@ class Journal:
             *recovered.entries,
         ]
         self._entry_bytes = sum(len(entry[0]) for entry in self._entries)
+        self._membership_changes = [index for command, index, _term in recovered.entries if changes_members(command)]
         self._term = recovered.state.term
         self._vote = recovered.state.vote
         self._member_storage = dict(recovered.state.member_storage)
@@ -97,6 +103,7 @@ class Journal:
         self._position = 0
         self._taken_position = 0
         self._synced_position = 0
+        self._hard_state_position = 0
         self._durable_index: int = self.last_index
         self._marks: deque[list[int]] = deque()
         if recovered.needs_reset:
@@ -130,6 +137,11 @@ class Journal:
         return self._entry_bytes
 
     @property
+    def membership_changes(self) -> Sequence[int]:
+        """Indexes of the entries after the base that change the membership."""
+        return self._membership_changes
+
+    @property
     def position(self) -> int:
         """A number that grows with each record."""
         return self._position
@@ -140,13 +152,18 @@ class Journal:
         return self._synced_position
 
     @property
+    def has_durable_term(self) -> bool:
+        """Whether term and vote would survive a crash now."""
+        return self._hard_state_position <= self._synced_position
+
+    @property
     def durable_index(self) -> Index:
         """The highest index up to which the entries of the present log are durable."""
         return Index(self._durable_index)
 
     @property
     def member_storage(self) -> dict[str, str]:
-        """Known storage ids of the other members, by name."""
+        """Known storage ids of the other members, by their ids as members."""
         return dict(self._member_storage)
 
     def term_at(self, index: Index) -> Term | None:
@@ -154,11 +171,11 @@ class Journal:
         offset = index - self._entries[0][1]
         return Term(self._entries[offset][2]) if 0 <= offset < len(self._entries) else None
 
-    def record_member_storage(self, name: str, storage_id: str) -> None:
+    def record_member_storage(self, member_id: str, storage_id: str) -> None:
         """Remember another member's storage id."""
-        if self._member_storage.get(name) != storage_id:
-            self._member_storage[name] = storage_id
-            self._record(encode_member_storage(name, storage_id))
+        if self._member_storage.get(member_id) != storage_id:
+            self._member_storage[member_id] = storage_id
+            self._record(encode_member_storage(member_id, storage_id))
 
     def take_batch(self) -> Batch | None:
         """Return the records since the last call, None when there are none."""
@@ -195,6 +212,7 @@ class Journal:
         term = self._entries[offset][2]
         self._entry_bytes -= sum(len(entry[0]) for entry in self._entries[: offset + 1]) - len(_BASE_COMMAND)
         self._entries[: offset + 1] = [(_BASE_COMMAND, to_index, term)]
+        self._membership_changes = [index for index in self._membership_changes if index > to_index]
 
     def index_for_tail(self, tail_bytes: int, covered: Index) -> Index:
         """Return the highest index, at most ``covered``, behind which this many bytes of commands remain."""
@@ -209,6 +227,7 @@ class Journal:
         """Replace the whole log by the last entry of a snapshot, which must be durable."""
         self._entries = [(_BASE_COMMAND, index, term)]
         self._entry_bytes = len(_BASE_COMMAND)
+        self._membership_changes = []
         self._durable_index = index
         for mark in self._marks:
             mark[1] = index
@@ -221,6 +240,8 @@ class Journal:
             raise InvariantViolated(f"entry {idx} was added after entry {self.last_index}")
         self._entries.append((command, idx, term))
         self._entry_bytes += len(command)
+        if changes_members(command):
+            self._membership_changes.append(idx)
         self._chunks.append(encode_entry_head(command, idx, term))
         self._record(command)
 
@@ -233,6 +254,7 @@ class Journal:
             raise InvariantViolated(f"truncation from index {from_index}, committed is {self._commit_index}")
         self._entry_bytes -= sum(len(entry[0]) for entry in self._entries[entryFrom:])
         del self._entries[entryFrom:]
+        self._membership_changes = [index for index in self._membership_changes if index < from_index]
         self._durable_index = min(self._durable_index, from_index - 1)
         for mark in self._marks:
             mark[1] = min(mark[1], from_index - 1)
@@ -270,6 +292,7 @@ class Journal:
             self._term = term
             self._vote = votedForNodeId
             self._record(encode_hard_state(term, votedForNodeId))
+            self._hard_state_position = self._position
 
     def getCurrentTerm(self) -> int:
         """Return the term."""
@@ -298,6 +321,11 @@ class Journal:
             self.last_term,
             dict(self._member_storage),
         )
+
+
+def changes_members(command: bytes) -> bool:
+    """Whether an entry of the log changes the membership."""
+    return command.startswith(_MEMBERSHIP_HEAD)
 
 
 def clamp_recovered_commit(commit: int, base_index: Index, last_index: Index) -> Index:

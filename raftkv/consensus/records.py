@@ -52,7 +52,7 @@ class LogState:
         commit: The commit index, as a hint.
         last_index: Last index of the log.
         last_term: Term of that entry.
-        member_storage: Storage ids of the other members, by name.
+        member_storage: Storage ids of the other members, by their ids as members.
     """
 
     term: int = 0

@@ -4,8 +4,8 @@ A snapshot is a copy of the store plus a manifest. The manifest is written last,
 exists if and only if its manifest does. What a crash leaves without one is removed at the next start. A snapshot is
 verified against the manifest's SHA-256 before it is believed, whether it was read from disk or received (H8, H12g).
 
-A transfer is a sequence of chunks, each acknowledged before the next is sent: at most one chunk a peer is under way,
-so heartbeats on the same connection are never stuck behind a snapshot.
+A transfer is a sequence of chunks, each acknowledged before the next is sent, at a bounded rate. A transfer that was
+interrupted goes on where it was, also when the receiver was restarted: it says which chunk it needs next.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from raftkv.types import ClusterId, Index, NodeId, Revision, Term
 CHUNK_BYTES = 262_144
 FORMAT_VERSION = 1
 
+_BURST_BYTES = 1_048_576
+
 _MANIFEST_SUFFIX = ".json"
 _DATA_SUFFIX = ".data"
 _COPY_NAME = "copy.partial"
 _INCOMING_NAME = "incoming.partial"
+_INCOMING_MANIFEST_NAME = "incoming.manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +167,21 @@ class SnapshotCatalog:
         return manifest
 
     def discard_partial(self) -> None:
-        """Remove what an interrupted copy or transfer left behind."""
-        kept = {
-            name.removesuffix(_MANIFEST_SUFFIX) for name in self._directory.names() if name.endswith(_MANIFEST_SUFFIX)
-        }
-        for name in self._directory.names():
+        """Remove what an interrupted copy left behind; an interrupted transfer may go on."""
+        names = self._directory.names()
+        kept = {name.removesuffix(_MANIFEST_SUFFIX) for name in names if name.endswith(_MANIFEST_SUFFIX)}
+        if _INCOMING_NAME in names and _INCOMING_MANIFEST_NAME in names:
+            kept |= {_INCOMING_NAME, _INCOMING_MANIFEST_NAME}
+        for name in names:
             if not name.endswith(_MANIFEST_SUFFIX) and name.removesuffix(_DATA_SUFFIX) not in kept:
                 self._directory.remove(name)
         self._directory.sync()
 
     def remove_older_than(self, manifest: SnapshotManifest) -> None:
-        """Remove snapshots that a newer one makes superfluous."""
+        """Remove snapshots that a newer one makes superfluous, and what has arrived of one."""
+        incoming = self._incoming()
+        if incoming is None or incoming.index <= manifest.index:
+            self._discard_incoming()
         for name in self._directory.names():
             if name.endswith(_MANIFEST_SUFFIX) and name < manifest.manifest_name:
                 self._directory.remove(name)
@@ -188,10 +195,36 @@ class SnapshotCatalog:
         return self._directory.read_range(manifest.data_name, offset, size)
 
     def start_receiving(self, manifest: SnapshotManifest) -> SnapshotReceiver:
-        """Prepare for the chunks of a snapshot; an earlier unfinished one is given up."""
-        if _INCOMING_NAME in self._directory.names():
-            self._directory.remove(_INCOMING_NAME)
+        """Prepare for the chunks of a snapshot: go on where an earlier life was with it, give another one up.
+
+        Neither data nor manifest need be durable: what a power loss took, or mixed up, fails the check at the end.
+        """
+        if self._incoming() == manifest:
+            size = min(self._directory.size(_INCOMING_NAME), manifest.size)
+            return SnapshotReceiver(manifest, self._directory.open_append(_INCOMING_NAME, size), size)
+        self._discard_incoming()
+        file = self._directory.create(_INCOMING_MANIFEST_NAME)
+        try:
+            file.append(manifest.encode())
+        finally:
+            file.close()
         return SnapshotReceiver(manifest, self._directory.create(_INCOMING_NAME))
+
+    def _incoming(self) -> SnapshotManifest | None:
+        """Return the manifest of what has arrived in part, None when there is nothing to go on with."""
+        names = self._directory.names()
+        if _INCOMING_NAME not in names or _INCOMING_MANIFEST_NAME not in names:
+            return None
+        try:
+            return SnapshotManifest.decode(self._directory.read(_INCOMING_MANIFEST_NAME), _INCOMING_MANIFEST_NAME)
+        except CorruptData:
+            return None
+
+    def _discard_incoming(self) -> None:
+        # The data first: without it the manifest stands for nothing.
+        for name in (_INCOMING_NAME, _INCOMING_MANIFEST_NAME):
+            if name in self._directory.names():
+                self._directory.remove(name)
 
     def adopt_received(self, receiver: SnapshotReceiver) -> None:
         """Verify a received snapshot and make it one of this node's.
@@ -203,9 +236,10 @@ class SnapshotCatalog:
         manifest = receiver.manifest
         size, digest = measure(self._directory, _INCOMING_NAME)
         if (size, digest) != (manifest.size, manifest.sha256):
-            self._directory.remove(_INCOMING_NAME)
+            self._discard_incoming()
             raise CorruptData(f"{self._directory.path}/{_INCOMING_NAME}", 0, "it does not match its manifest")
         self._publish(_INCOMING_NAME, manifest)
+        self._discard_incoming()
 
     def _publish(self, name: str, manifest: SnapshotManifest) -> None:
         file = self._directory.open_append(name, manifest.size)
@@ -233,12 +267,13 @@ class SnapshotReceiver:
 
     Args:
         manifest: What is being received.
-        file: Where its data goes; empty.
+        file: Where its data goes.
+        received: Bytes that are in the file already.
     """
 
-    def __init__(self, manifest: SnapshotManifest, file: AppendFile) -> None:
+    def __init__(self, manifest: SnapshotManifest, file: AppendFile, received: int = 0) -> None:
         self.manifest = manifest
-        self.next_offset = 0
+        self.next_offset = received
         self._file = file
         self._closed = False
 
@@ -275,14 +310,24 @@ class SnapshotSender:
         manifest: What is sent.
         read: Returns a piece of the data, given offset and size.
         retry_seconds: A chunk without an acknowledgement is sent again after this time.
+        bytes_per_second: Data is sent no faster than this, but for what was saved up in a short while.
     """
 
-    def __init__(self, manifest: SnapshotManifest, read: Callable[[int, int], bytes], retry_seconds: float) -> None:
+    def __init__(
+        self,
+        manifest: SnapshotManifest,
+        read: Callable[[int, int], bytes],
+        retry_seconds: float,
+        bytes_per_second: float,
+    ) -> None:
         self.manifest = manifest
         self._read = read
         self._retry_seconds = retry_seconds
+        self._bytes_per_second = bytes_per_second
         self._offset = 0
         self._sent_at: float | None = None
+        self._allowance = float(_BURST_BYTES)
+        self._allowed_at: float | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -292,13 +337,25 @@ class SnapshotSender:
     def next_chunk(self, term: Term, now: float) -> SnapshotChunk | None:
         """Return the chunk to send now; None while an acknowledgement is awaited, or when all is done."""
         awaiting = self._sent_at is not None and now - self._sent_at < self._retry_seconds
-        if awaiting or self.is_complete:
+        if awaiting or self.is_complete or not self._is_allowed(now):
             return None
         self._sent_at = now
         data = self._read(self._offset, CHUNK_BYTES)
         manifest = self.manifest
+        self._allowance -= len(data)
         last = self._offset + len(data) == manifest.size
         return SnapshotChunk(term, manifest.index, manifest.term, manifest.encode(), self._offset, data, last)
+
+    def take_back(self) -> None:
+        """The last chunk could not be sent after all."""
+        self._sent_at = None
+
+    def _is_allowed(self, now: float) -> bool:
+        if self._allowed_at is not None:
+            saved = self._allowance + (now - self._allowed_at) * self._bytes_per_second
+            self._allowance = min(saved, float(_BURST_BYTES))
+        self._allowed_at = now
+        return self._allowance > 0
 
     def acknowledge(self, ack: SnapshotAck) -> None:
         """Take the peer's word on how far it is; a failure starts over."""

@@ -68,7 +68,13 @@ class ClusterApi:
 
 def _render_member(member: MemberStatus) -> dict[str, Any]:
     status = None if member.status is None else _render_status(member.status)
-    return {"name": member.name, "peer_address": member.peer_address, "status": status}
+    return {
+        "name": member.name,
+        "id": f"{member.id:016x}",
+        "peer_address": member.peer_address,
+        "votes": member.is_voter,
+        "status": status,
+    }
 
 
 def _render_status(status: NodeStatus) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from raftkv.http.etcd.health import EtcdHealthApi
 from raftkv.http.health import HealthApi
 from raftkv.http.keys import KeyApi
 from raftkv.http.leases import LeaseApi
+from raftkv.http.members import MembersApi
 from raftkv.http.open_ended import ClientGone, OpenEnded
 from raftkv.http.problems import problem_of
 from raftkv.http.routing import Methods, Router, options_response
@@ -146,6 +147,7 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
     leases = LeaseApi(services.leases, seconds)
     watch = WatchApi(services.watches, services.store, open_ended)
     about = ClusterApi(services.cluster, seconds)
+    members = MembersApi(services.cluster, services.members, seconds)
     health, etcd_health = HealthApi(services.cluster), EtcdHealthApi(services.cluster, services.alarms)
     return {
         "/v1/kv": {"GET": keys.list, "HEAD": keys.list},
@@ -157,6 +159,7 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
         "/livez": {"GET": health.live, "HEAD": health.live},
         "/readyz": {"GET": health.ready, "HEAD": health.ready},
+        "/v1/cluster/members": {"GET": members.list, "HEAD": members.list, "POST": members.add},
         "/v1/cluster/leader": {"POST": about.transfer_leadership},
         "/v1/version": {"GET": about.version, "HEAD": about.version},
         "/version": {"GET": about.etcd_version, "HEAD": about.etcd_version},
@@ -172,7 +175,9 @@ def _routes_below(
     locks = LockApi(turns, lock_prefix, services.leases, open_ended, seconds)
     elections = ElectionApi(turns, election_prefix, services.leases, open_ended, seconds)
     health = HealthApi(services.cluster)
+    members = MembersApi(services.cluster, services.members, seconds)
     return {
+        "/v1/cluster/members/": {"DELETE": members.remove, "POST": members.change},
         "/v1/kv/": {"PUT": keys.put, "GET": keys.get, "HEAD": keys.get, "DELETE": keys.delete},
         "/v1/leases/": {"GET": leases.describe, "PUT": leases.keep_alive, "DELETE": leases.revoke},
         "/v1/locks/": {"POST": locks.acquire, "GET": locks.describe, "PUT": locks.renew, "DELETE": locks.release},

@@ -85,6 +85,12 @@ KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
     errors.NotLeader: NOT_LEADER,
     errors.NoLeader: Kind("no-leader", 503, "No leader can be reached", retry_after=1),
     errors.BackupFailed: Kind("backup-failed", 503, "A copy of the store could not be made", retry_after=1),
+    errors.MemberMissing: Kind("member-not-found", 404, "The member does not exist"),
+    errors.MemberExists: Kind("member-exists", 409, "Another member has that name or address"),
+    errors.MembersUnsettled: Kind(
+        "members-unsettled", 503, "Another change of the membership is under way", retry_after=1
+    ),
+    errors.MemberChangeRefused: Kind("member-change-refused", 409, "The change would stop the cluster"),
     errors.TransferFailed: Kind("transfer-failed", 503, "The leadership was not taken over", retry_after=1),
     errors.Superseded: Kind("superseded", 503, "Another leader's entry took the request's place", retry_after=1),
     errors.Overloaded: Kind("overloaded", 429, "Too many requests are waiting", retry_after=1),

@@ -16,11 +16,12 @@ from raftkv.consensus.journal import Journal
 from raftkv.consensus.segments import SEGMENT_BYTES, SegmentedLog, recover
 from raftkv.consensus.snapshot import CHUNK_BYTES, SnapshotCatalog, SnapshotManifest
 from raftkv.errors import ConfigurationError, CorruptData
-from raftkv.ports import Randomness
+from raftkv.membership import initial_member_id, initial_membership
+from raftkv.ports import Directory, Randomness
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.files import RealDirectory
 from raftkv.runtime.identity import Identity, listing_of, store_identity
-from raftkv.store.rewriting import rewrite_copy
+from raftkv.store.rewriting import NewOwner, rewrite_copy
 from raftkv.types import ClusterId, Member, NodeId
 
 _MAX_MANIFEST_BYTES = 65_536
@@ -144,8 +145,9 @@ def restore_backup(
         # An earlier restore was interrupted.
         shutil.rmtree(building)
     building.mkdir(parents=True)
+    identity = Identity(cluster_id, name, initial_member_id(cluster_id, name), randomness.token(), members)
     try:
-        _build(path, building, manifest, Identity(cluster_id, name, randomness.token(), members), revision)
+        _build(path, building, manifest, identity, revision)
     except BaseException:
         shutil.rmtree(building)
         raise
@@ -160,7 +162,7 @@ def _build(path: Path, building: Path, manifest: SnapshotManifest, identity: Ide
     directory = RealDirectory(building)
     cluster_id, members = identity.cluster_id, identity.members
     _put_snapshot(path, directory, manifest, cluster_id, members, revision)
-    _put_journal(directory, manifest, cluster_id)
+    put_journal(directory, manifest, cluster_id)
     store_identity(directory, identity)
 
 
@@ -189,13 +191,23 @@ def _put_snapshot(
     # Checked once more: what was verified before is not what is used, should somebody change the file meanwhile.
     reader.finish()
     workplace = Path(directory.path) / _WORKPLACE_NAME
-    info = rewrite_copy(received, catalog.copy_path, workplace, cluster_id, revision)
+    owner = NewOwner(cluster_id, initial_membership(cluster_id, members))
+    info = rewrite_copy(received, catalog.copy_path, workplace, owner, revision)
     names = tuple(sorted(member.name for member in members))
     catalog.adopt_copy(manifest.index, manifest.term, info.revision, names)
 
 
-def _put_journal(directory: RealDirectory, manifest: SnapshotManifest, cluster_id: ClusterId) -> None:
-    """Write a journal that begins behind the snapshot: one without it would look like lost votes."""
+def put_journal(directory: Directory, manifest: SnapshotManifest, cluster_id: ClusterId) -> None:
+    """Write a journal that begins behind a snapshot: a member without one would look as if it had lost its votes.
+
+    Args:
+        directory: The data directory.
+        manifest: What the snapshot holds.
+        cluster_id: The cluster that the journal is of.
+
+    Raises:
+        OSError: The disk refused.
+    """
     journals = directory.child("journal")
     recovered = recover(journals, cluster_id, None)
     journal, log = Journal(recovered), SegmentedLog(journals, cluster_id, recovered, SEGMENT_BYTES)

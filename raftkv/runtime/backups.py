@@ -15,7 +15,7 @@ from raftkv.consensus.snapshot import CHUNK_BYTES, FORMAT_VERSION, SnapshotManif
 from raftkv.errors import BackupFailed, Overloaded
 from raftkv.ports import Directory
 from raftkv.store.machine import Machine
-from raftkv.types import ClusterId, Consistency, NodeId, Revision
+from raftkv.types import ClusterId, Consistency, Revision
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,6 @@ class Backups:
         directory: Where copies are made; what an earlier life left in it is removed.
         machine: The store.
         cluster_id: The cluster.
-        members: Names of the voting members.
         wait_for_read: Returns when the local store has everything that was acknowledged before the call.
     """
 
@@ -77,13 +76,11 @@ class Backups:
         directory: Directory,
         machine: Machine,
         cluster_id: ClusterId,
-        members: tuple[NodeId, ...],
         wait_for_read: Callable[[], Awaitable[None]],
     ) -> None:
         self._directory = directory
         self._machine = machine
         self._cluster_id = cluster_id
-        self._members = members
         self._wait_for_read = wait_for_read
         self._is_busy = False
         self._taken = 0
@@ -129,7 +126,7 @@ class Backups:
             info.applied_index,
             info.applied_term,
             info.revision,
-            self._members,
+            tuple(sorted(self._machine.membership.voters)),
             size,
             digest,
         )

@@ -11,9 +11,10 @@ import os
 import socket
 from pathlib import Path
 
-from raftkv.consensus.core import payload_of
+from raftkv.consensus.entries import payload_of
 from raftkv.consensus.snapshot import FORMAT_VERSION, SnapshotManifest, measure
 from raftkv.errors import ConfigurationError
+from raftkv.membership import Membership
 from raftkv.runtime.backup_files import sync_directory
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.clock import RealRandomness
@@ -21,7 +22,7 @@ from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
 from raftkv.runtime.identity import Identity, read_identity
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.store.machine import CommittedEntry, open_machine
-from raftkv.types import Index, Member, Term
+from raftkv.types import Index, NodeId, Term
 
 _CONNECT_SECONDS = 2.0
 _COPY_NAME = "salvaged.partial"
@@ -40,10 +41,26 @@ def owner_of(data_dir: Path) -> Identity:
     return read_identity(RealDirectory(data_dir))
 
 
-def reachable_members(identity: Identity) -> list[Member]:
-    """Return the other members whose Raft listener can be connected to now."""
-    others = [member for member in identity.members if member.name != identity.name]
-    return [member for member in others if _listens(member.peer_address)]
+def membership_of(data_dir: Path) -> Membership:
+    """Return who belongs to the cluster, as far as a stopped member knows.
+
+    Raises:
+        ConfigurationError: A node runs on the directory, or there is none.
+        FatalError: The data does not check.
+    """
+    identity = owner_of(data_dir)
+    with DataDirectoryLock(data_dir):
+        storage = _open(data_dir, identity)
+        try:
+            return storage.machine.membership
+        finally:
+            storage.machine.close()
+
+
+def reachable_voters(identity: Identity, membership: Membership) -> list[NodeId]:
+    """Return the other voters whose Raft listener can be connected to now."""
+    others = [member for member in membership.members if member.is_voter and member.id != identity.member_id]
+    return [member.name for member in others if _listens(member.peer_address)]
 
 
 def salvage(data_dir: Path, file: Path) -> SnapshotManifest:
@@ -62,18 +79,22 @@ def salvage(data_dir: Path, file: Path) -> SnapshotManifest:
         raise ConfigurationError(f"{file} exists")
     identity = owner_of(data_dir)
     with DataDirectoryLock(data_dir):
-        storage = recover_storage(
-            RealDirectory(data_dir),
-            identity.name,
-            identity.members,
-            RealRandomness(),
-            lambda cluster_id: open_machine(data_dir / "store", cluster_id, boot_id()),
-        )
+        storage = _open(data_dir, identity)
         try:
             _apply_everything(storage)
             return _write(storage, file)
         finally:
             storage.machine.close()
+
+
+def _open(data_dir: Path, identity: Identity) -> Storage:
+    return recover_storage(
+        RealDirectory(data_dir),
+        identity.name,
+        identity.members,
+        RealRandomness(),
+        lambda cluster_id: open_machine(data_dir / "store", cluster_id, boot_id()),
+    )
 
 
 def _apply_everything(storage: Storage) -> None:
@@ -95,7 +116,7 @@ def _write(storage: Storage, file: Path) -> SnapshotManifest:
     try:
         info = storage.machine.copy_to(str(copy))
         size, digest = measure(directory, _COPY_NAME)
-        names = tuple(sorted(member.name for member in storage.identity.members))
+        names = tuple(sorted(storage.machine.membership.voters))
         manifest = SnapshotManifest(
             FORMAT_VERSION, info.cluster_id, info.applied_index, info.applied_term, info.revision, names, size, digest
         )

@@ -84,6 +84,10 @@ class RealDirectory:
             file.seek(offset)
             return file.read(size)
 
+    def size(self, name: str) -> int:
+        """Return the bytes of a file."""
+        return (self._path / name).stat().st_size
+
     def create(self, name: str) -> RealAppendFile:
         """Create a file that must not exist yet."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC

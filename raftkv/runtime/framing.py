@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from enum import IntEnum
 from typing import Any
 
 import msgpack
@@ -26,6 +27,13 @@ class BadFrame(ValueError):
     """What arrived is no frame, or no handshake, of this protocol."""
 
 
+class Channel(IntEnum):
+    """What a connection is for. Snapshots have one of their own, so that nothing ever waits behind them."""
+
+    MESSAGES = 0
+    SNAPSHOTS = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """A dialler's introduction.
@@ -34,17 +42,23 @@ class Hello:
         protocol: Version of the peer protocol.
         cluster_id: The cluster it belongs to.
         name: Its name.
+        member_id: Its id as a member.
         storage_id: Id of its data directory.
         target: The member that it wants to reach.
         client_url: Where it serves clients.
+        peer_address: ``HOST:PORT`` at which it can be dialled.
+        channel: What the connection is for, one of ``Channel``.
     """
 
     protocol: int
     cluster_id: str
     name: str
+    member_id: int
     storage_id: str
     target: str
     client_url: str
+    peer_address: str
+    channel: int = Channel.MESSAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +67,13 @@ class Welcome:
 
     Attributes:
         name: Its name.
+        member_id: Its id as a member.
         storage_id: Id of its data directory.
         client_url: Where it serves clients.
     """
 
     name: str
+    member_id: int
     storage_id: str
     client_url: str
 
@@ -67,7 +83,8 @@ class Rejected:
     """An acceptor's refusal.
 
     Attributes:
-        code: ``protocol``, ``cluster``, ``target``, ``member`` or ``storage``.
+        code: ``protocol``, ``cluster``, ``target``, ``member``, ``removed`` or ``storage``;
+            and ``departed`` when it was the dialler who refused an acceptor that was removed.
         text: One sentence for people.
     """
 
@@ -78,8 +95,8 @@ class Rejected:
 Handshake = Hello | Welcome | Rejected
 
 _KINDS: dict[int, tuple[type[Any], tuple[type, ...]]] = {
-    1: (Hello, (int, str, str, str, str, str)),
-    2: (Welcome, (str, str, str)),
+    1: (Hello, (int, str, str, int, str, str, str, str, int)),
+    2: (Welcome, (str, int, str, str)),
     3: (Rejected, (str, str)),
 }
 _NUMBERS = {kind: number for number, (kind, _types) in _KINDS.items()}
@@ -92,7 +109,8 @@ def encode_frame(payload: bytes) -> bytes:
 
 def encode_handshake(message: Handshake) -> bytes:
     """Return a handshake message as a whole frame."""
-    return encode_frame(msgpack.packb((_NUMBERS[type(message)], *astuple(message))))
+    fields = (int(field) if isinstance(field, Channel) else field for field in astuple(message))
+    return encode_frame(msgpack.packb((_NUMBERS[type(message)], *fields)))
 
 
 def decode_handshake(payload: bytes) -> Handshake:
@@ -113,6 +131,8 @@ def decode_handshake(payload: bytes) -> Handshake:
     if any(type(field) is str and len(field) > _MAX_TEXT for field in fields):
         raise BadFrame(f"{kind.__name__} has a text of more than {_MAX_TEXT} characters")
     message: Handshake = kind(*fields[1:])
+    if isinstance(message, Hello) and message.channel not in list(Channel):
+        raise BadFrame(f"channel {message.channel} is unknown")
     return message
 
 

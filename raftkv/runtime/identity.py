@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
-from raftkv.errors import CorruptData, ForeignData
+from raftkv.errors import ConfigurationError, CorruptData, ForeignData
+from raftkv.membership import MemberId, initial_member_id
 from raftkv.ports import Directory, Randomness
 from raftkv.types import ClusterId, Member, NodeId
 
 _FILE_NAME = "identity.json"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,14 @@ class Identity:
     Attributes:
         cluster_id: The cluster.
         name: The member.
+        member_id: Its id as a member.
         storage_id: This very data directory.
         members: The members that the cluster was bootstrapped with.
     """
 
     cluster_id: ClusterId
     name: NodeId
+    member_id: MemberId
     storage_id: str
     members: tuple[Member, ...]
 
@@ -49,26 +52,42 @@ def listing_of(members: tuple[Member, ...]) -> str:
 
 def store_identity(directory: Directory, identity: Identity) -> None:
     """Write the identity of a data directory."""
-    directory.replace(_FILE_NAME, orjson.dumps({"format": _FORMAT_VERSION, **asdict(identity)}))
+    fields = {"format": _FORMAT_VERSION, **asdict(identity), "member_id": f"{identity.member_id:016x}"}
+    directory.replace(_FILE_NAME, orjson.dumps(fields))
+
+
+def has_identity(directory: Directory) -> bool:
+    """Whether a data directory belongs to somebody."""
+    return _FILE_NAME in directory.names()
 
 
 def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ...], randomness: Randomness) -> Identity:
     """Return the identity of a data directory, made now when the directory is new.
 
+    Args:
+        directory: The data directory.
+        name: The member that it must belong to.
+        members: The members that its cluster must have been bootstrapped with; none when that is not known.
+        randomness: Makes the storage id of a new directory.
+
     Raises:
+        ConfigurationError: The directory is new, and no members are given.
         ForeignData: The directory belongs to another member or another cluster.
         CorruptData: The identity is unreadable, or missing beside other data.
     """
     names = directory.names()
     if _FILE_NAME not in names:
         _refuse_data_without_identity(directory)
-        identity = Identity(cluster_id_of(members), name, randomness.token(), members)
+        if not members:
+            raise ConfigurationError(f"{directory.path} is empty, and it is not said which cluster to begin or to join")
+        cluster_id = cluster_id_of(members)
+        identity = Identity(cluster_id, name, initial_member_id(cluster_id, name), randomness.token(), members)
         store_identity(directory, identity)
         return identity
     identity = read_identity(directory)
     if identity.name != name:
         raise ForeignData(f"{directory.path} belongs to member {identity.name!r}, not to {name!r}")
-    if listing_of(identity.members) != listing_of(members):
+    if members and listing_of(identity.members) != listing_of(members):
         raise ForeignData(
             f"{directory.path} belongs to cluster {identity.cluster_id} with the members "
             f"{listing_of(identity.members)}; "
@@ -94,6 +113,12 @@ def read_identity(directory: Directory) -> Identity:
         if fields["format"] != _FORMAT_VERSION:
             raise CorruptData(path, 0, f"identity format {fields['format']} is unknown")
         members = tuple(Member(NodeId(m["name"]), m["peer_address"]) for m in fields["members"])
-        return Identity(ClusterId(fields["cluster_id"]), NodeId(fields["name"]), fields["storage_id"], members)
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        return Identity(
+            ClusterId(fields["cluster_id"]),
+            NodeId(fields["name"]),
+            MemberId(int(fields["member_id"], 16)),
+            fields["storage_id"],
+            members,
+        )
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(path, 0, f"not an identity ({error})") from error

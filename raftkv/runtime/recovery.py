@@ -10,10 +10,11 @@ from raftkv.consensus.journal import Journal
 from raftkv.consensus.segments import SEGMENT_BYTES, SegmentedLog, recover
 from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
 from raftkv.errors import CorruptData, StorageFailed
+from raftkv.membership import initial_membership
 from raftkv.ports import Directory, Randomness
 from raftkv.runtime.identity import Identity, load_or_create
-from raftkv.store.machine import CommittedEntry, Machine
-from raftkv.types import ClusterId, Index, Member, NodeId, Term
+from raftkv.store.machine import Machine
+from raftkv.types import ClusterId, Member, NodeId
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,14 @@ def recover_storage(
     Args:
         directory: The data directory.
         name: The member that it must belong to.
-        members: The members that its cluster must have been bootstrapped with.
+        members: The members that its cluster must have been bootstrapped with; none when that is not known.
         randomness: Makes the storage id of a new directory.
         open_machine: Opens the store, empty when its data cannot be trusted.
         segment_bytes: Size of the journal's segments.
 
     Raises:
         ForeignData: It belongs to another member or cluster.
+        ConfigurationError: It is empty, and no members are given.
         CorruptData: Something does not check; nothing was changed.
         StorageFailed: The disk refused.
     """
@@ -84,8 +86,7 @@ def _recover(
         if manifest is not None and machine.applied_index < manifest.index:
             _restore(machine, catalog, manifest)
         if machine.applied_index == 0:
-            # Every log begins with this no-op of the engine; it is never replicated.
-            machine.apply([CommittedEntry(Index(1), Term(0), None)])
+            machine.bootstrap(initial_membership(identity.cluster_id, identity.members))
         _check_agreement(machine, journal, directory)
     except BaseException:
         machine.close()

@@ -17,16 +17,19 @@ from raftkv.consensus.core import RaftCore
 from raftkv.consensus.journal import Journal
 from raftkv.consensus.messages import Message, SnapshotAck, SnapshotChunk, StatusRequest, StatusResult
 from raftkv.errors import FatalError, NoLeader, NotApplied, NotLeader, ShuttingDown, StorageLow
+from raftkv.membership import ClusterMember, MemberId, Membership
 from raftkv.ports import Clock, Directory
+from raftkv.runtime.identity import Identity
 from raftkv.runtime.journal_writer import JournalWriter
 from raftkv.runtime.snapshots import SnapshotKeeper
 from raftkv.runtime.transport import Transport
 from raftkv.service.duties import LeaderDuties
+from raftkv.service.members import Progress
 from raftkv.service.proposer import Proposer, ProposerLimits
 from raftkv.service.reads import ReadGate
 from raftkv.service.watches import WatchHub
 from raftkv.store.machine import CommittedEntry, Machine
-from raftkv.types import MAX_ENTRY_BYTES, Index, Member, NodeId, NodeStatus, Revision, Role, Term
+from raftkv.types import MAX_ENTRY_BYTES, Index, NodeId, NodeStatus, Revision, Role, Term
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +58,9 @@ class Replica:
     """Runs one node's consensus and store on the event loop.
 
     Args:
-        name: This node.
-        members: All voting members by name.
-        client_url: Where this node serves clients.
+        identity: Who this node is.
+        peer_address: Where the other members reach it.
+        client_url: Where it serves clients.
         core: The Raft core.
         journal: Its journal.
         machine: The store.
@@ -69,8 +72,8 @@ class Replica:
 
     def __init__(
         self,
-        name: NodeId,
-        members: dict[NodeId, Member],
+        identity: Identity,
+        peer_address: str,
         client_url: str,
         core: RaftCore,
         journal: Journal,
@@ -80,8 +83,10 @@ class Replica:
         settings: ReplicaSettings,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        self._name = name
-        self._members = members
+        self._identity = identity
+        self._name = identity.name
+        self._peer_address = peer_address
+        self._membership = machine.membership
         self._client_url = client_url
         self._core = core
         self._journal = journal
@@ -157,7 +162,7 @@ class Replica:
 
     async def _give_leadership(self, target: NodeId | None, timeout_seconds: float) -> bool:
         deadline = self._clock.now() + timeout_seconds
-        while self._core.role is Role.LEADER and len(self._members) > 1 and self._clock.now() < deadline:
+        while self._core.role is Role.LEADER and len(self._membership.voters) > 1 and self._clock.now() < deadline:
             self._role_changed.clear()
             if self.proposer.entries_in_flight == 0:
                 self._core.transfer_leadership(target)
@@ -184,6 +189,8 @@ class Replica:
         """Return why this node cannot propose a write now, None when it can."""
         if self._stopped:
             return ShuttingDown("the node is stopping")
+        if self._is_removed:
+            return ShuttingDown("the node was removed from its cluster")
         if self._core.role is not Role.LEADER:
             leader = self._core.leader
             if leader is None:
@@ -225,9 +232,42 @@ class Replica:
             last_index=self._journal.last_index,
             revision=self._machine.revision,
             client_url=self._client_url,
-            peer_address=self._members[self._name].peer_address,
+            peer_address=self._peer_address,
             version=__version__,
         )
+
+    @property
+    def member_id(self) -> MemberId:
+        """This node's id as a member."""
+        return self._identity.member_id
+
+    @property
+    def membership(self) -> Membership:
+        """Who belongs to the cluster, as far as this node has applied."""
+        return self._membership
+
+    @property
+    def may_change_members(self) -> bool:
+        """Whether a change of the membership may be proposed here and now."""
+        return self._core.may_change_members
+
+    @property
+    def _is_removed(self) -> bool:
+        return self._identity.member_id in self._membership.removed
+
+    def progress_of(self, member: NodeId) -> Progress | None:
+        """At a leader: how far a member is that can be reached; None when it cannot."""
+        if member == self._name:
+            return Progress(self._core.commit_index, self._core.commit_index)
+        if self._transport is None or not self._transport.is_connected(member):
+            return None
+        return Progress(self._core.match_index(member), self._core.commit_index)
+
+    def storage_of(self, member: ClusterMember) -> str | None:
+        """Return the id of a member's data directory, None when this node never heard of it."""
+        if member.id == self._identity.member_id:
+            return self._identity.storage_id
+        return self._journal.member_storage.get(f"{member.id:016x}")
 
     async def status_of(self, member: NodeId) -> NodeStatus | None:
         """Ask a member for its status; None when it does not answer soon."""
@@ -302,7 +342,16 @@ class Replica:
         self.proposer.skipped_to(index)
         self.gate.applied(index)
         self.watches.skipped()
+        self._adopt_membership()
         self.wake()
+
+    def on_guest(self, peer: NodeId) -> None:
+        """A peer has come that is no member as far as this node knows."""
+        self._core.configuration.admit(peer)
+
+    def on_guest_gone(self, peer: NodeId) -> None:
+        """It is gone, or a member now."""
+        self._core.configuration.dismiss(peer)
 
     def send(self, peer: NodeId, message: Message) -> bool:
         """Send a message that concerns no Raft state."""
@@ -394,10 +443,29 @@ class Replica:
         entries = [CommittedEntry(entry.index, entry.term, entry.payload) for entry in committed]
         for entry, results in zip(committed, self._machine.apply(entries), strict=True):
             self.proposer.applied(entry.index, entry.term, results)
+        if self._journal.membership_changes:
+            self._adopt_membership()
         assert self._duties is not None
         self._duties.applied()
         self.watches.applied(self._machine.take_events())
         self._machine.purge()
+
+    def _adopt_membership(self) -> None:
+        membership = self._machine.membership
+        before = {member.name: member.id for member in self._membership.members}
+        renewed = frozenset(m.name for m in membership.members if before.get(m.name, m.id) != m.id)
+        self._core.reconfigure(membership.voters, membership.learners, self._machine.applied_index, renewed)
+        if membership == self._membership:
+            return
+        self._membership = membership
+        listing = ", ".join(m.name if m.is_voter else f"{m.name} (without a vote)" for m in membership.members)
+        logger.info("the members are %s", listing)
+        if self._is_removed:
+            # It goes on voting, for the others may not know yet that this is committed, and could need its vote for
+            # that. Whoever does know turns it away, and that is its end.
+            logger.warning("this node was removed from cluster %s", self._identity.cluster_id)
+        assert self._transport is not None
+        self._transport.set_members(membership.members)
 
     def _check_disk(self) -> None:
         now = self._clock.now()
@@ -438,6 +506,7 @@ class Replica:
         waiter = self._status_waiters.get(result.request_id)
         if waiter is None or waiter.done():
             return
+        member = self._membership.named(peer)
         waiter.set_result(
             NodeStatus(
                 name=peer,
@@ -449,7 +518,7 @@ class Replica:
                 last_index=Index(result.last_index),
                 revision=Revision(result.revision),
                 client_url=self.client_url(peer),
-                peer_address=self._members[peer].peer_address,
+                peer_address="" if member is None else member.peer_address,
                 version=result.version,
             )
         )

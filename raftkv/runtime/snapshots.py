@@ -42,11 +42,13 @@ class SnapshotPolicy:
         journal_bytes: Commands in memory and journal that make a snapshot due.
         journal_entries: Entries that make one due.
         tail_bytes: Commands kept behind a snapshot, so that a briefly absent follower needs only entries.
+        bytes_per_second: A snapshot is sent to a peer no faster than this.
     """
 
     journal_bytes: int = 33_554_432
     journal_entries: int = 100_000
     tail_bytes: int = 8_388_608
+    bytes_per_second: int = 67_108_864
 
 
 class SnapshotKeeper:
@@ -57,10 +59,9 @@ class SnapshotKeeper:
         journal: Its journal.
         machine: The store.
         catalog: Snapshots at rest.
-        members: Names of the voting members.
         policy: When to take one.
         clock: Monotonic time.
-        send: Sends a message to a peer.
+        send: Sends a message to a peer; whether it is on its way.
         compacted: Called with the journal's new base after a compaction.
         installed: Called with the last index covered after the store was replaced by a snapshot.
         failed: Called with an error that must stop the node.
@@ -72,10 +73,9 @@ class SnapshotKeeper:
         journal: Journal,
         machine: Machine,
         catalog: SnapshotCatalog,
-        members: tuple[NodeId, ...],
         policy: SnapshotPolicy,
         clock: Clock,
-        send: Callable[[NodeId, Message], object],
+        send: Callable[[NodeId, Message], bool],
         compacted: Callable[[Index], None],
         installed: Callable[[Index], None],
         failed: Callable[[BaseException], None],
@@ -84,7 +84,6 @@ class SnapshotKeeper:
         self._journal = journal
         self._machine = machine
         self._catalog = catalog
-        self._members = members
         self._policy = policy
         self._clock = clock
         self._send = send
@@ -201,7 +200,8 @@ class SnapshotKeeper:
     def _copy_and_adopt(self) -> SnapshotManifest:
         self._catalog.discard_copy()
         info = self._machine.copy_to(self._catalog.copy_path)
-        return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, self._members)
+        names = tuple(sorted(self._machine.membership.voters))
+        return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, names)
 
     def _compact(self, covered: Index) -> None:
         base = self._journal.index_for_tail(self._policy.tail_bytes, covered)
@@ -216,7 +216,10 @@ class SnapshotKeeper:
         logger.info("%s needs the snapshot at index %d", peer, manifest.index)
         catalog = self._catalog
         self._senders[peer] = SnapshotSender(
-            manifest, lambda offset, size: catalog.read(manifest, offset, size), _RETRY_SECONDS
+            manifest,
+            lambda offset, size: catalog.read(manifest, offset, size),
+            _RETRY_SECONDS,
+            self._policy.bytes_per_second,
         )
 
     def _send_chunk(self, peer: NodeId) -> None:
@@ -228,8 +231,9 @@ class SnapshotKeeper:
             # A newer snapshot took its place, or the disk refuses; the peer asks again and starts over.
             del self._senders[peer]
             return
-        if chunk is not None:
-            self._send(peer, chunk)
+        if chunk is not None and not self._send(peer, chunk):
+            # The connection for snapshots is not up yet.
+            self._senders[peer].take_back()
 
     def _receiver_for(self, peer: NodeId, chunk: SnapshotChunk) -> SnapshotReceiver:
         manifest = manifest_of(chunk, peer)

@@ -1,5 +1,7 @@
 """Connections between the members: one that this node dials for sending, one that it accepts for receiving.
 
+Snapshots have connections of their own, dialled when the first is sent, so that no heartbeat waits behind one.
+
 A peer counts as connected when the dialled connection has completed its handshake. Of two accepted connections of one
 peer only the newest counts: the older one is dropped at once, with everything that is still in it (H12q). Strangers,
 other clusters and members that lost their disk are turned away in the handshake (H11, H12k).
@@ -9,45 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol
 
-from raftkv.consensus.messages import MalformedMessage, Message, decode, encode
+from raftkv.consensus.messages import Message, SnapshotChunk, decode, encode
 from raftkv.errors import ConfigurationError
-from raftkv.runtime.framing import (
-    MAX_FRAME_BYTES,
-    MAX_HANDSHAKE_BYTES,
-    PROTOCOL_VERSION,
-    BadFrame,
-    FrameReader,
-    Hello,
-    Rejected,
-    Welcome,
-    decode_handshake,
-    encode_frame,
-    encode_handshake,
-)
+from raftkv.membership import ClusterMember, MemberId
+from raftkv.runtime.connections import InboundConnection, Link
+from raftkv.runtime.framing import PROTOCOL_VERSION, BadFrame, Channel, Hello, Rejected, Welcome, encode_frame
 from raftkv.types import ClusterId, NodeId
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 5.0
-CONNECT_SECONDS = 2.0
-FIRST_RETRY_SECONDS = 0.05
-LONGEST_RETRY_SECONDS = 1.0
-
-CONGESTED_BYTES = 8_388_608
-DRAINED_BYTES = 1_048_576
-MAX_BUFFERED_BYTES = 67_108_864
-"""Congestion keeps bulk away; what is sent all the same is refused from here on."""
+MAX_GUESTS = 8
+"""Peers of the cluster that are no members as far as this node knows."""
 
 MAX_UNINTRODUCED = 64
 """Accepted connections that have not said who they are."""
-
-_DEAD_PEER_MILLISECONDS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +37,17 @@ class LocalIdentity:
 
     Attributes:
         cluster_id: Its cluster.
+        member_id: Its id as a member.
         storage_id: Id of its data directory.
         client_url: Where it serves clients.
+        peer_address: ``HOST:PORT`` at which the others can dial it.
     """
 
     cluster_id: ClusterId
+    member_id: MemberId
     storage_id: str
     client_url: str
+    peer_address: str
 
 
 @dataclass(slots=True)
@@ -103,8 +88,16 @@ class TransportHandler(Protocol):
         """A peer refuses this node."""
         ...
 
-    def accept_peer(self, name: NodeId, storage_id: str) -> str | None:
-        """Return why a member with this storage is refused, None when it is welcome."""
+    def accept_peer(self, name: NodeId, member_id: MemberId, storage_id: str) -> Rejected | None:
+        """Return why a peer is refused, None when it is welcome."""
+        ...
+
+    def on_guest(self, peer: NodeId) -> None:
+        """A peer of the cluster that is no known member has come, or one under another id than the member's."""
+        ...
+
+    def on_guest_gone(self, peer: NodeId) -> None:
+        """It is gone, or is the member that is known now."""
         ...
 
 
@@ -113,7 +106,7 @@ class Transport:
 
     Args:
         name: This node.
-        peers: ``HOST:PORT`` of each other member; resolved anew for each connection, since addresses change.
+        members: The members; addresses are resolved anew for each connection, since they change.
         identity: What this node says of itself.
         handler: Who is told what happens.
         on_fatal: Called with an error that ``handler`` raised; the node cannot go on.
@@ -122,7 +115,7 @@ class Transport:
     def __init__(
         self,
         name: NodeId,
-        peers: Mapping[NodeId, str],
+        members: Iterable[ClusterMember],
         identity: LocalIdentity,
         handler: TransportHandler,
         on_fatal: Callable[[BaseException], None],
@@ -130,13 +123,18 @@ class Transport:
         self.name = name
         self.identity = identity
         self.counters = TransportCounters()
-        self._peers = dict(peers)
+        self._members = {member.name: member for member in members if member.name != name}
         self._handler = handler
         self._on_fatal = on_fatal
         self._server: asyncio.Server | None = None
-        self._links = {peer: _Link(self, peer, address) for peer, address in self._peers.items()}
-        self._inbound: dict[NodeId, _InboundConnection] = {}
-        self._unintroduced: set[_InboundConnection] = set()
+        self._links = {peer: Link(self, peer, member.peer_address) for peer, member in self._members.items()}
+        self._snapshot_links: dict[NodeId, Link] = {}
+        self._inbound_snapshots: dict[NodeId, InboundConnection] = {}
+        self._linked_ids: dict[NodeId, MemberId] = {}
+        self._guests: dict[NodeId, InboundConnection] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._inbound: dict[NodeId, InboundConnection] = {}
+        self._unintroduced: set[InboundConnection] = set()
         self._client_urls: dict[NodeId, str] = {}
         self._last_encoded: tuple[Message, bytes] | None = None
         self._stopped = False
@@ -152,7 +150,7 @@ class Transport:
         """
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: _InboundConnection(self), host, port)
+            self._server = await loop.create_server(lambda: InboundConnection(self), host, port)
         except OSError as error:
             raise ConfigurationError(
                 f"the peer address {host}:{port} cannot be listened on: {error.strerror or error}"
@@ -167,15 +165,76 @@ class Transport:
         self._stopped = True
         if self._server is not None:
             self._server.close()
-        for connection in [*self._unintroduced, *self._inbound.values()]:
+        for connection in [*self._unintroduced, *self._inbound.values(), *self._inbound_snapshots.values()]:
             connection.abort()
-        await asyncio.gather(*(link.stop() for link in self._links.values()))
+        for link in [*self._links.values(), *self._snapshot_links.values()]:
+            self._end(link)
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
 
+    def set_members(self, members: Iterable[ClusterMember]) -> None:
+        """Go on with other members: dial new ones, and those that have moved, and leave those that are gone."""
+        self._members = {member.name: member for member in members if member.name != self.name}
+        for peer, connection in list(self._guests.items()):
+            member = self._members.get(peer)
+            if member is not None and member.id == connection.member_id:
+                del self._guests[peer]
+                self._tell_guest_is_gone(peer)
+        for peer in [peer for peer in self._links if self._is_gone(peer)]:
+            self._leave(peer)
+        for peer, member in self._members.items():
+            if peer not in self._guests:
+                self._dial(peer, member.peer_address)
+
+    def _leave(self, peer: NodeId) -> None:
+        """Close all connections of a peer; what is still in them is not delivered."""
+        self._hang_up(peer)
+        self._client_urls.pop(peer, None)
+        for inbound in (self._inbound.pop(peer, None), self._inbound_snapshots.pop(peer, None)):
+            if inbound is not None:
+                inbound.abort()
+
+    def _is_gone(self, peer: NodeId) -> bool:
+        """Whether a peer is nobody any more, or somebody else under the same name."""
+        if peer in self._guests:
+            return False
+        member, inbound = self._members.get(peer), self._inbound.get(peer)
+        known_id = self._linked_ids.get(peer)
+        if member is None:
+            return True
+        return known_id not in (None, member.id) or (inbound is not None and inbound.member_id != member.id)
+
+    def _hang_up(self, peer: NodeId) -> None:
+        snapshot_link = self._snapshot_links.pop(peer, None)
+        if snapshot_link is not None:
+            self._end(snapshot_link)
+        self._linked_ids.pop(peer, None)
+        link = self._links.pop(peer)
+        if link.connection is not None:
+            self.guarded(lambda: self._handler.on_disconnected(peer))
+        self._end(link)
+
+    def _dial(self, peer: NodeId, address: str) -> None:
+        """Keep a connection to a peer up at an address."""
+        link = self._links.get(peer)
+        if link is not None:
+            if link.address == address:
+                return
+            self._hang_up(peer)
+        self._links[peer] = Link(self, peer, address)
+        self._links[peer].start()
+
+    def _end(self, link: Link) -> None:
+        task = link.stop()
+        if task is not None:
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
     def send(self, peer: NodeId, message: Message) -> bool:
         """Send a message; return whether it is on its way, which does not mean that it arrives."""
-        connection = self._links[peer].connection
+        link = self._snapshot_link(peer) if isinstance(message, SnapshotChunk) else self._links.get(peer)
+        connection = None if link is None else link.connection
         if connection is None or not connection.can_take_more:
             return False
         # The same heartbeat or entry goes to several peers in a row.
@@ -185,9 +244,20 @@ class Transport:
         self.counters.frames_sent += 1
         return True
 
+    def _snapshot_link(self, peer: NodeId) -> Link | None:
+        """Return the connection for a peer's snapshots, which is dialled when the first is to be sent."""
+        link = self._links.get(peer)
+        if link is None or link.connection is None:
+            return None
+        if peer not in self._snapshot_links:
+            self._snapshot_links[peer] = Link(self, peer, link.address, Channel.SNAPSHOTS)
+            self._snapshot_links[peer].start()
+        return self._snapshot_links[peer]
+
     def is_connected(self, peer: NodeId) -> bool:
         """Whether messages can be sent to a peer."""
-        return self._links[peer].connection is not None
+        link = self._links.get(peer)
+        return link is not None and link.connection is not None
 
     def client_url(self, peer: NodeId) -> str | None:
         """Where a peer serves clients, as it last said."""
@@ -206,21 +276,26 @@ class Transport:
             )
         if hello.target != self.name:
             return Rejected("target", f"this is {self.name}, not {hello.target}")
-        if name not in self._peers:
-            return Rejected("member", f"{hello.name} is no member of cluster {self.identity.cluster_id}")
-        return self._check_storage(name, hello.storage_id)
+        if name == self.name:
+            return Rejected("member", f"{name} is the name of this node itself")
+        if not self._is_member(name, hello.member_id) and len(self._guests) >= MAX_GUESTS:
+            return Rejected("member", f"{name} is no member that is known here, and too many of those have come")
+        return self._handler.accept_peer(name, MemberId(hello.member_id), hello.storage_id)
 
-    def _check_storage(self, name: NodeId, storage_id: str) -> Rejected | None:
-        reason = self._handler.accept_peer(name, storage_id)
-        return None if reason is None else Rejected("storage", reason)
+    def _is_member(self, name: NodeId, member_id: int) -> bool:
+        member = self._members.get(name)
+        return member is not None and member.id == member_id
 
     def check_welcome(self, peer: NodeId, welcome: Welcome) -> Rejected | None:
         """Return why an acceptor is not to be talked to, None when it is as expected."""
         if welcome.name != peer:
             return Rejected("target", f"{welcome.name} answers at the address of {peer}")
-        return self._check_storage(peer, welcome.storage_id)
+        rejected = self._handler.accept_peer(peer, MemberId(welcome.member_id), welcome.storage_id)
+        # Only the removed itself must take that for the end.
+        is_gone = rejected is not None and rejected.code == "removed"
+        return Rejected("departed", rejected.text) if rejected is not None and is_gone else rejected
 
-    def admit(self, connection: _InboundConnection) -> bool:
+    def admit(self, connection: InboundConnection) -> bool:
         """Take note of a new connection; return whether it may stay."""
         if self._stopped or len(self._unintroduced) >= MAX_UNINTRODUCED:
             self.counters.rejected += 1
@@ -228,41 +303,71 @@ class Transport:
         self._unintroduced.add(connection)
         return True
 
-    def introduce(self, connection: _InboundConnection, hello: Hello) -> None:
+    def introduce(self, connection: InboundConnection, hello: Hello) -> None:
         """Let a connection be the one that a peer is heard on."""
         peer = NodeId(hello.name)
         self._unintroduced.discard(connection)
-        superseded = self._inbound.get(peer)
+        accepted = self._accepted(connection)
+        superseded = accepted.get(peer)
         if superseded is not None:
             superseded.abort()
-        self._inbound[peer] = connection
+        accepted[peer] = connection
+        if connection.channel is Channel.SNAPSHOTS:
+            return
         self._client_urls[peer] = hello.client_url
+        if not self._is_member(peer, hello.member_id):
+            self._guests[peer] = connection
+            self.guarded(lambda: self._handler.on_guest(peer))
+            self._dial(peer, hello.peer_address)
+        elif self._guests.pop(peer, None) is not None:
+            self._tell_guest_is_gone(peer)
+            self._dial(peer, self._members[peer].peer_address)
         # It is up, so there is no reason to wait with dialling it.
         self._links[peer].hurry()
 
-    def forget(self, connection: _InboundConnection) -> None:
+    def forget(self, connection: InboundConnection) -> None:
         """Take note that an accepted connection is closed."""
         self._unintroduced.discard(connection)
-        if connection.peer is not None and self._inbound.get(connection.peer) is connection:
-            del self._inbound[connection.peer]
+        accepted = self._accepted(connection)
+        if connection.peer is not None and accepted.get(connection.peer) is connection:
+            del accepted[connection.peer]
+            self._part_with_guest(connection.peer, connection)
 
-    def deliver(self, connection: _InboundConnection, peer: NodeId, payload: bytes) -> None:
+    def _accepted(self, connection: InboundConnection) -> dict[NodeId, InboundConnection]:
+        return self._inbound if connection.channel is Channel.MESSAGES else self._inbound_snapshots
+
+    def _tell_guest_is_gone(self, peer: NodeId) -> None:
+        self.guarded(lambda: self._handler.on_guest_gone(peer))
+
+    def _part_with_guest(self, peer: NodeId, connection: InboundConnection) -> None:
+        if self._guests.get(peer) is not connection:
+            return
+        del self._guests[peer]
+        self._tell_guest_is_gone(peer)
+        self.set_members(list(self._members.values()))
+
+    def deliver(self, connection: InboundConnection, peer: NodeId, payload: bytes) -> None:
         """Hand a message on, unless its connection was superseded."""
-        if self._stopped or self._inbound.get(peer) is not connection:
+        if self._stopped or self._accepted(connection).get(peer) is not connection:
             return
         message = decode(payload)
+        if isinstance(message, SnapshotChunk) is not (connection.channel is Channel.SNAPSHOTS):
+            raise BadFrame(f"{type(message).__name__} on a connection for {connection.channel.name.lower()}")
         self.counters.frames_received += 1
         self.guarded(lambda: self._handler.on_message(peer, message))
 
-    def linked(self, peer: NodeId, welcome: Welcome) -> None:
+    def linked(self, peer: NodeId, welcome: Welcome, link: Link) -> None:
         """Take note that a dialled connection is up."""
         self.counters.connections += 1
+        if link.channel is Channel.SNAPSHOTS:
+            return
         self._client_urls[peer] = welcome.client_url
+        self._linked_ids[peer] = MemberId(welcome.member_id)
         self.guarded(lambda: self._handler.on_connected(peer))
 
-    def unlinked(self, peer: NodeId) -> None:
+    def unlinked(self, peer: NodeId, link: Link) -> None:
         """Take note that a dialled connection is gone."""
-        if not self._stopped:
+        if not self._stopped and self._links.get(peer) is link:
             self.guarded(lambda: self._handler.on_disconnected(peer))
 
     def refused(self, peer: NodeId, rejected: Rejected) -> None:
@@ -280,227 +385,3 @@ class Transport:
             action()
         except Exception as error:  # noqa: BLE001 - handed on whole
             self._on_fatal(error)
-
-
-class _InboundConnection(asyncio.Protocol):
-    """An accepted connection: says hello, then only receives."""
-
-    def __init__(self, owner: Transport) -> None:
-        self.peer: NodeId | None = None
-        self._owner = owner
-        self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
-        self._transport: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        if not self._owner.admit(self):
-            self.abort()
-            return
-        _configure_socket(transport)
-        self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self.abort)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                if self.peer is None:
-                    self._shake_hands(payload)
-                else:
-                    self._owner.deliver(self, self.peer, payload)
-        except (BadFrame, MalformedMessage) as error:
-            self._owner.counters.malformed += 1
-            logger.warning("dropped the connection of %s: %s", self.peer or "a stranger", error)
-            self.abort()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._owner.forget(self)
-
-    def abort(self) -> None:
-        """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _shake_hands(self, payload: bytes) -> None:
-        assert self._transport is not None
-        hello = decode_handshake(payload)
-        if not isinstance(hello, Hello):
-            raise BadFrame("a connection that does not begin with a hello")
-        rejected = self._owner.check_hello(hello)
-        if rejected is not None:
-            self._owner.counters.rejected += 1
-            logger.warning("rejected a connection of %s: %s", hello.name, rejected.text)
-            self._transport.write(encode_handshake(rejected))
-            self._transport.close()
-            return
-        if self._deadline is not None:
-            self._deadline.cancel()
-        identity = self._owner.identity
-        self._transport.write(encode_handshake(Welcome(self._owner.name, identity.storage_id, identity.client_url)))
-        self.peer = NodeId(hello.name)
-        self._reader.max_bytes = MAX_FRAME_BYTES
-        self._owner.introduce(self, hello)
-
-
-class _OutboundConnection(asyncio.Protocol):
-    """A dialled connection: hears a welcome, then only sends."""
-
-    def __init__(self, owner: Transport, peer: NodeId) -> None:
-        loop = asyncio.get_running_loop()
-        self._owner = owner
-        self._peer = peer
-        self._loop = loop
-        self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
-        self._transport: asyncio.Transport | None = None
-        self._pending: list[bytes] = []
-        self.welcomed: asyncio.Future[Welcome | Rejected] = loop.create_future()
-        self.closed: asyncio.Future[None] = loop.create_future()
-
-    @property
-    def can_take_more(self) -> bool:
-        """Whether there is room for another message."""
-        return self._transport is not None and self._transport.get_write_buffer_size() < MAX_BUFFERED_BYTES
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        _configure_socket(transport)
-        self._transport.set_write_buffer_limits(high=CONGESTED_BYTES, low=DRAINED_BYTES)
-        identity = self._owner.identity
-        hello = Hello(
-            PROTOCOL_VERSION,
-            identity.cluster_id,
-            self._owner.name,
-            identity.storage_id,
-            self._peer,
-            identity.client_url,
-        )
-        self._transport.write(encode_handshake(hello))
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                self._shake_hands(payload)
-        except BadFrame as error:
-            self._owner.counters.malformed += 1
-            logger.warning("dropped the connection to %s: %s", self._peer, error)
-            self.abort()
-
-    def _shake_hands(self, payload: bytes) -> None:
-        answer = decode_handshake(payload)
-        if isinstance(answer, Hello) or self.welcomed.done():
-            raise BadFrame("data after the handshake on a connection that only sends")
-        self.welcomed.set_result(answer)
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        # Whoever waited for it may have been cancelled, and the future with it.
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    def pause_writing(self) -> None:
-        self._owner.congestion(self._peer, is_congested=True)
-
-    def resume_writing(self) -> None:
-        self._owner.congestion(self._peer, is_congested=False)
-
-    def write(self, frame: bytes) -> None:
-        """Send a frame with whatever else is sent in this pass of the event loop."""
-        if not self._pending:
-            self._loop.call_soon(self._flush)
-        self._pending.append(frame)
-
-    def abort(self) -> None:
-        """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(pending)
-
-
-class _Link:
-    """Keeps one dialled connection to a peer up."""
-
-    def __init__(self, owner: Transport, peer: NodeId, address: str) -> None:
-        self.connection: _OutboundConnection | None = None
-        self._owner = owner
-        self._peer = peer
-        host, _colon, port = address.rpartition(":")
-        self._host = host.strip("[]")
-        self._port = int(port)
-        self._hurry = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to dial."""
-        self._task = asyncio.get_running_loop().create_task(self._keep_connected())
-
-    async def stop(self) -> None:
-        """Give up, and close the connection."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def hurry(self) -> None:
-        """Do not wait for the next attempt."""
-        self._hurry.set()
-
-    async def _keep_connected(self) -> None:
-        delay = FIRST_RETRY_SECONDS
-        while True:
-            self._hurry.clear()
-            if await self._connect_once():
-                delay = FIRST_RETRY_SECONDS
-                continue
-            try:
-                async with asyncio.timeout(delay * (0.5 + random.random())):
-                    await self._hurry.wait()
-            except TimeoutError:
-                delay = min(2 * delay, LONGEST_RETRY_SECONDS)
-
-    async def _connect_once(self) -> bool:
-        """Return after the connection has ended; whether it had been welcomed."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                _transport, connection = await loop.create_connection(
-                    lambda: _OutboundConnection(self._owner, self._peer), self._host, self._port
-                )
-        except OSError:
-            # Not up, not resolvable yet, or unreachable: all of them are waited out alike.
-            return False
-        try:
-            return await self._use(connection)
-        finally:
-            connection.abort()
-
-    async def _use(self, connection: _OutboundConnection) -> bool:
-        outcomes: list[asyncio.Future[Any]] = [connection.welcomed, connection.closed]
-        await asyncio.wait(outcomes, timeout=HANDSHAKE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if not connection.welcomed.done():
-            return False
-        answer = connection.welcomed.result()
-        rejected = answer if isinstance(answer, Rejected) else self._owner.check_welcome(self._peer, answer)
-        if rejected is not None or not isinstance(answer, Welcome):
-            assert rejected is not None
-            self._owner.refused(self._peer, rejected)
-            return False
-        self.connection = connection
-        self._owner.linked(self._peer, answer)
-        try:
-            await connection.closed
-        finally:
-            self.connection = None
-            self._owner.unlinked(self._peer)
-        return True
-
-
-def _configure_socket(transport: asyncio.BaseTransport) -> None:
-    connection: socket.socket = transport.get_extra_info("socket")
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Data that nobody acknowledges ends the connection, long before TCP itself would give up.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MILLISECONDS)

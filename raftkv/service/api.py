@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from raftkv.membership import ClusterMember, MemberId, Membership
 from raftkv.operations import (
     NO_SAFEGUARDS,
     Alarm,
@@ -45,12 +46,16 @@ class MemberStatus:
 
     Attributes:
         name: The member's name.
+        id: Its id.
         peer_address: Its Raft listener.
+        is_voter: Whether it has a vote.
         status: What it said of itself just now, None when it did not answer in time.
     """
 
     name: NodeId
+    id: MemberId
     peer_address: str
+    is_voter: bool
     status: NodeStatus | None
 
 
@@ -297,7 +302,11 @@ class ClusterService(Protocol):
         """Describe this node."""
         ...
 
-    def members(self) -> Sequence[tuple[Member, str | None]]:
+    def own_id(self) -> MemberId:
+        """Return this node's id as a member."""
+        ...
+
+    def members(self) -> Sequence[tuple[ClusterMember, str | None]]:
         """Return every member with its client URL, None while that is not known; sorted by name."""
         ...
 
@@ -324,6 +333,93 @@ class ClusterService(Protocol):
         ...
 
 
+class MembershipService(Protocol):
+    """Changes of the membership. Only the leader makes them; elsewhere ``NotLeader`` is raised."""
+
+    @property
+    def current(self) -> Membership:
+        """Who belongs to the cluster, as far as this node has applied."""
+        ...
+
+    @property
+    def initial_members(self) -> tuple[Member, ...]:
+        """The members that the cluster was bootstrapped with."""
+        ...
+
+    def storage_of(self, member: ClusterMember) -> str | None:
+        """Return the id of a member's data directory, None when this node never heard of it."""
+        ...
+
+    def require_leader(self) -> None:
+        """Refuse what only the leader can do.
+
+        Raises:
+            NotLeader: Another node leads.
+            NoLeader: Nobody is known to.
+        """
+        ...
+
+    async def add(self, name: NodeId | None, peer_address: str) -> ClusterMember:
+        """Add a member; it gets a vote by itself when it has caught up.
+
+        Args:
+            name: Its name, None for one made of its id.
+            peer_address: ``HOST:PORT`` of its Raft listener.
+
+        Raises:
+            MemberExists: There is a member of that name or at that address.
+            MembersUnsettled: Another change is under way.
+        """
+        ...
+
+    async def promote(self, member_id: MemberId) -> None:
+        """Let a member vote, which has caught up.
+
+        Raises:
+            MemberMissing: There is none of that id.
+            MemberChangeRefused: It votes already, or is too far behind.
+            MembersUnsettled: Another change is under way.
+        """
+        ...
+
+    async def remove(self, member_id: MemberId) -> None:
+        """Remove a member for good.
+
+        Raises:
+            MemberMissing: There is none of that id.
+            MemberChangeRefused: What would be left has no majority that can be reached.
+            MembersUnsettled: Another change is under way.
+            NotLeader: The leader was to be removed, and has handed over.
+        """
+        ...
+
+    async def replace(self, member_id: MemberId, peer_address: str | None) -> ClusterMember:
+        """Remove a member, and add one that does not vote yet in its place, under its name.
+
+        Args:
+            member_id: The member.
+            peer_address: Where the new one is reached, None for the same address.
+
+        Raises:
+            MemberMissing: There is none of that id.
+            MemberExists: Another is at that address.
+            MemberChangeRefused: What would be left has no majority that can be reached.
+            MembersUnsettled: Another change is under way.
+            NotLeader: The leader was to be replaced, and has handed over.
+        """
+        ...
+
+    async def update(self, member_id: MemberId, peer_address: str) -> None:
+        """Tell the others that a member is reached elsewhere from now on.
+
+        Raises:
+            MemberMissing: There is none of that id.
+            MemberExists: Another is at that address.
+            MembersUnsettled: Another change is under way.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class NodeServices:
     """Everything that a node does for its front-ends.
@@ -335,7 +431,8 @@ class NodeServices:
         watches: Watches.
         alarms: Alarms.
         backups: Backups.
-        cluster: Members and health.
+        cluster: The nodes and their health.
+        members: Changes of the membership.
     """
 
     kv: KeyValueService
@@ -345,3 +442,4 @@ class NodeServices:
     alarms: AlarmService
     backups: BackupService
     cluster: ClusterService
+    members: MembershipService

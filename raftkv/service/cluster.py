@@ -6,15 +6,26 @@ import asyncio
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest, RaftkvError, TransferFailed
+from raftkv.membership import ClusterMember, MemberId, Membership
 from raftkv.service.api import ClusterStatus, HealthCheck, MemberStatus
 from raftkv.service.reads import ReadGate
-from raftkv.types import ClusterId, Member, NodeId, NodeStatus, Role
+from raftkv.types import ClusterId, NodeId, NodeStatus, Role
 
 TRANSFER_SECONDS = 5.0
 
 
 class NodeView(Protocol):
     """What the service needs of the running node."""
+
+    @property
+    def member_id(self) -> MemberId:
+        """Its id as a member."""
+        ...
+
+    @property
+    def membership(self) -> Membership:
+        """Who belongs to the cluster."""
+        ...
 
     def status(self) -> NodeStatus:
         """Describe this node."""
@@ -38,14 +49,12 @@ class Cluster:
 
     Args:
         cluster_id: The cluster's id.
-        members: All voting members.
         node: This node.
         gate: The way of linearizable reads, tried by the readiness check.
     """
 
-    def __init__(self, cluster_id: ClusterId, members: tuple[Member, ...], node: NodeView, gate: ReadGate) -> None:
+    def __init__(self, cluster_id: ClusterId, node: NodeView, gate: ReadGate) -> None:
         self._cluster_id = cluster_id
-        self._members = members
         self._node = node
         self._gate = gate
 
@@ -58,14 +67,18 @@ class Cluster:
         """Describe this node."""
         return self._node.status()
 
-    def members(self) -> list[tuple[Member, str | None]]:
+    def own_id(self) -> MemberId:
+        """Return this node's id as a member."""
+        return self._node.member_id
+
+    def members(self) -> list[tuple[ClusterMember, str | None]]:
         """Return every member with its client URL."""
-        ordered = sorted(self._members, key=lambda member: member.name)
-        return [(member, self._node.client_url(member.name)) for member in ordered]
+        return [(member, self._node.client_url(member.name)) for member in self._node.membership.members]
 
     async def describe(self) -> ClusterStatus:
         """Ask every member for its status; a member that does not answer has none."""
-        statuses = await asyncio.gather(*(self._node.status_of(member.name) for member in self._members))
+        members = self._node.membership.members
+        statuses = await asyncio.gather(*(self._node.status_of(member.name) for member in members))
         own = self._node.status()
         return ClusterStatus(
             cluster_id=self._cluster_id,
@@ -74,17 +87,18 @@ class Cluster:
             leader_url=None if own.leader is None else self._node.client_url(own.leader),
             term=own.term,
             members=tuple(
-                MemberStatus(member.name, member.peer_address, status)
-                for member, status in sorted(zip(self._members, statuses, strict=True), key=lambda pair: pair[0].name)
+                MemberStatus(member.name, member.id, member.peer_address, member.is_voter, status)
+                for member, status in zip(members, statuses, strict=True)
             ),
         )
 
     async def transfer_leadership(self, target: NodeId | None) -> None:
         """Make another member the leader; writes are refused meanwhile, for a moment."""
         own = self._node.status()
-        if target is not None and target not in {member.name for member in self._members}:
-            raise InvalidRequest(f"{target} is no member")
-        if own.role is Role.LEADER and (target == own.name or len(self._members) == 1):
+        voters = self._node.membership.voters
+        if target is not None and target not in voters:
+            raise InvalidRequest(f"{target} is no member with a vote")
+        if own.role is Role.LEADER and (target == own.name or len(voters) == 1):
             if target != own.name:
                 raise InvalidRequest("there is no other member")
             return
@@ -98,12 +112,15 @@ class Cluster:
 
     async def ready(self) -> list[HealthCheck]:
         """Check that this node can serve linearizable reads."""
-        leader = self._node.status().leader
+        own = self._node.status()
+        leader = own.leader
+        has_vote = own.name in self._node.membership.voters
+        vote = HealthCheck("vote", has_vote, "this member votes" if has_vote else "this member has not caught up yet")
         has_leader = HealthCheck(
             "leader", leader is not None, "no leader is known" if leader is None else f"the leader is {leader}"
         )
         try:
             await self._gate.wait()
         except RaftkvError as error:
-            return [has_leader, HealthCheck("read", healthy=False, detail=str(error))]
-        return [has_leader, HealthCheck("read", healthy=True, detail="a linearizable read succeeded")]
+            return [has_leader, vote, HealthCheck("read", healthy=False, detail=str(error))]
+        return [has_leader, vote, HealthCheck("read", healthy=True, detail="a linearizable read succeeded")]

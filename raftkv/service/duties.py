@@ -7,19 +7,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 from raftkv.errors import NotApplied
+from raftkv.membership import MemberChange
 from raftkv.operations import Alarm, Lease
 from raftkv.ports import Clock
 from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.leases import LeaseClock
 from raftkv.service.proposer import Proposer
-from raftkv.store.commands import Command, Compact, RevokeLease
+from raftkv.store.commands import ChangeMembers, Command, Compact, RevokeLease
 from raftkv.store.lease import LeaseChange
 from raftkv.store.results import Result
 from raftkv.types import Revision, Term
 
 _RETRY_SECONDS = 2.0
 _QUOTA_CHECK_SECONDS = 1.0
+_MEMBERSHIP_CHECK_SECONDS = 0.25
 
 
 class DutiesStore(Protocol):
@@ -53,6 +55,14 @@ class DutiesStore(Protocol):
         ...
 
 
+class MembershipDuty(Protocol):
+    """What decides about changes of the membership that nobody asks for."""
+
+    def due(self) -> MemberChange | None:
+        """Return the change that is to be proposed now, None for none."""
+        ...
+
+
 class LeaderDuties:
     """Called with every tick of a node's time and after every apply; does something at the leader alone.
 
@@ -63,6 +73,7 @@ class LeaderDuties:
         timer: The time of leases.
         compactor: Says when to compact.
         quota: Says when there is no space.
+        membership: Says when a member is to vote, or to go.
         leading: Returns the term in which this node leads, None when it does not.
     """
 
@@ -74,6 +85,7 @@ class LeaderDuties:
         timer: LeaseClock,
         compactor: Compactor,
         quota: Quota,
+        membership: MembershipDuty,
         leading: Callable[[], Term | None],
     ) -> None:
         self._store = store
@@ -82,10 +94,12 @@ class LeaderDuties:
         self._timer = timer
         self._compactor = compactor
         self._quota = quota
+        self._membership = membership
         self._leading = leading
         self._term: Term | None = None
         self._compacting_since = float("-inf")
         self._quota_checked = float("-inf")
+        self._membership_checked = float("-inf")
 
     def applied(self) -> None:
         """Take note of leases that were just granted or removed."""
@@ -118,6 +132,12 @@ class LeaderDuties:
             self._quota_checked = now
             for command in self._quota.due(self._store.used_bytes, self._store.alarms()):
                 self._propose(command)
+
+        if now - self._membership_checked >= _MEMBERSHIP_CHECK_SECONDS:
+            self._membership_checked = now
+            change = self._membership.due()
+            if change is not None:
+                self._propose(ChangeMembers(change))
 
     def _propose(self, command: Command) -> None:
         try:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from raftkv.consensus.core import Slot
+from raftkv.consensus.entries import Slot
 from raftkv.errors import (
     InvalidRequest,
     LeadershipLost,
+    MembersUnsettled,
     NoLeader,
     NotApplied,
     Overloaded,
@@ -25,7 +26,7 @@ from raftkv.errors import (
     Timeout,
 )
 from raftkv.ports import Clock
-from raftkv.store.commands import Command, encode_commands, encoded_size_hint
+from raftkv.store.commands import ChangeMembers, Command, encode_commands, encoded_size_hint
 from raftkv.store.results import Result
 from raftkv.types import MAX_COMMAND_GROUP_BYTES, MAX_ENTRY_BYTES, Index, Term
 
@@ -35,6 +36,10 @@ class ReplicatedLog(Protocol):
 
     def propose(self, payload: bytes) -> Slot | None:
         """Append a command group at the leader; None anywhere else."""
+        ...
+
+    def propose_membership(self, payload: bytes) -> Slot | None:
+        """Append a change of the membership at a leader that may; None otherwise."""
         ...
 
 
@@ -157,8 +162,12 @@ class Proposer:
             group = self._next_group()
             if not group:
                 return
-            slot = self._log.propose(encode_commands([waiter.command for waiter in group]))
-            if slot is None:
+            changes_members = isinstance(group[0].command, ChangeMembers)
+            propose = self._log.propose_membership if changes_members else self._log.propose
+            slot = propose(encode_commands([waiter.command for waiter in group]))
+            if slot is None and changes_members:
+                self._fail(group, lambda: MembersUnsettled("another change of the membership is under way"))
+            elif slot is None:
                 self._fail(group, lambda: NoLeader("leadership was lost before the command was proposed"))
             else:
                 self._in_flight[slot.index] = _Group(slot, group)
@@ -211,9 +220,13 @@ class Proposer:
                 self._forget([self._queue.popleft()])
                 continue
             size += self._queue[0].size
-            if group and size > MAX_COMMAND_GROUP_BYTES:
+            # The consensus must see a change of the membership, so that travels alone.
+            is_change = isinstance(self._queue[0].command, ChangeMembers)
+            if group and (is_change or size > MAX_COMMAND_GROUP_BYTES):
                 break
             group.append(self._queue.popleft())
+            if is_change:
+                break
         return group
 
     def _fail_queue(self, refusal: NotApplied) -> None:

@@ -11,6 +11,9 @@ from raftkv.errors import (
     KeyMissing,
     LeaseExists,
     LeaseNotFound,
+    MemberChangeRefused,
+    MemberExists,
+    MemberMissing,
     NotApplied,
     RevisionCompacted,
     RevisionInFuture,
@@ -28,6 +31,9 @@ _ERRORS: Mapping[RefusalKind, type[NotApplied]] = {
     RefusalKind.NO_SPACE: SpaceExceeded,
     RefusalKind.FENCED: FenceLost,
     RefusalKind.KEY_REUSED: IdempotencyKeyReused,
+    RefusalKind.MEMBER_UNKNOWN: MemberMissing,
+    RefusalKind.MEMBER_TAKEN: MemberExists,
+    RefusalKind.CHANGE_REFUSED: MemberChangeRefused,
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from raftkv.membership import ChangeRefused, MemberTaken, MemberUnknown, changed
 from raftkv.operations import Event, Fence, KeySpan, Lease, RefusalKind, Refused
 from raftkv.store.alarms import grows, is_out_of_space, set_alarm
 from raftkv.store.backend import WriteTransaction
 from raftkv.store.commands import (
+    ChangeMembers,
     Command,
     Compact,
     Delete,
@@ -20,9 +22,10 @@ from raftkv.store.commands import (
     decode_commands,
 )
 from raftkv.store.lease import LeaseChange, LeaseWriter
+from raftkv.store.members import read_membership, write_membership
 from raftkv.store.mvcc import HistoryWriter
 from raftkv.store.outcomes import OutcomeWriter
-from raftkv.store.results import AlarmSet, AppliedBefore, Compacted, Granted, Result
+from raftkv.store.results import AlarmSet, AppliedBefore, Compacted, Granted, MembersChanged, Result
 from raftkv.store.txn import TransactionApplier
 from raftkv.types import Condition, ConditionFailed, KeyValue, Revision, Written
 
@@ -39,6 +42,7 @@ class CommandApplier:
     Attributes:
         compacted: The compacted revision.
         lease_changes: Leases that were granted or removed.
+        changed_members: Whether the membership was changed.
     """
 
     def __init__(self, transaction: WriteTransaction, revision: int, compacted: int, time: int) -> None:
@@ -49,6 +53,7 @@ class CommandApplier:
         self._out_of_space = is_out_of_space(transaction)
         self.compacted = compacted
         self.lease_changes: list[LeaseChange] = []
+        self.changed_members = False
 
     @property
     def revision(self) -> Revision:
@@ -76,7 +81,22 @@ class CommandApplier:
         return [self._apply_command(command) for command in commands]
 
     def _apply_command(self, command: Command) -> Result:
+        if isinstance(command, ChangeMembers):
+            return self._change_members(command)
         return self._guarded(command) if isinstance(command, Guarded) else self._plain(command)
+
+    def _change_members(self, command: ChangeMembers) -> MembersChanged | Refused:
+        try:
+            membership = changed(read_membership(self._transaction, "the store"), command.change)
+        except MemberUnknown as refusal:
+            return Refused(RefusalKind.MEMBER_UNKNOWN, str(refusal))
+        except MemberTaken as refusal:
+            return Refused(RefusalKind.MEMBER_TAKEN, str(refusal))
+        except ChangeRefused as refusal:
+            return Refused(RefusalKind.CHANGE_REFUSED, str(refusal))
+        write_membership(self._transaction, membership)
+        self.changed_members = True
+        return MembersChanged(self.revision, membership)
 
     def _guarded(self, command: Guarded) -> Result:
         once = command.once

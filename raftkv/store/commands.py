@@ -12,7 +12,9 @@ from typing import Any
 
 import msgpack
 
+from raftkv.membership import MemberChange
 from raftkv.operations import FINGERPRINT_BYTES, Alarm, AlarmKind, Fence, Transaction
+from raftkv.store.members import change_fields, change_of
 from raftkv.store.transaction_codec import transaction_bytes, transaction_fields, transaction_of
 from raftkv.types import Condition, Revision
 
@@ -26,12 +28,16 @@ _GRANT_LEASE = 5
 _REVOKE_LEASE = 6
 _GUARDED = 7
 _SET_ALARM = 8
+_CHANGE_MEMBERS = 9
 
 _NO_CONDITION = -1
 _MUST_EXIST = -2
 
 _FRAMING_BYTES = 48
 """More than the framing of any command takes."""
+
+_MEMBER_BYTES = 1024
+"""More than any change of the membership takes."""
 
 
 class MalformedCommand(ValueError):
@@ -145,7 +151,14 @@ class Guarded:
     once: Once | None
 
 
-Command = PlainCommand | Guarded
+@dataclass(frozen=True, slots=True)
+class ChangeMembers:
+    """Change the membership. It travels in an entry of its own, which the consensus can tell from others."""
+
+    change: MemberChange
+
+
+Command = PlainCommand | Guarded | ChangeMembers
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -164,7 +177,7 @@ def encoded_size_hint(command: Command) -> int:
         return encoded_size_hint(command.command) + fence + once + _FRAMING_BYTES
     if isinstance(command, SetAlarm):
         return len(command.alarm.member.encode()) + _FRAMING_BYTES
-    return _FRAMING_BYTES
+    return _MEMBER_BYTES if isinstance(command, ChangeMembers) else _FRAMING_BYTES
 
 
 def encode_commands(commands: Sequence[Command]) -> bytes:
@@ -201,6 +214,8 @@ def _fields(command: Command) -> tuple[Any, ...]:
     if isinstance(command, SetAlarm):
         alarm = command.alarm
         return (_SET_ALARM, alarm.kind.value, alarm.member, alarm.is_automatic, command.is_active)
+    if isinstance(command, ChangeMembers):
+        return (_CHANGE_MEMBERS, change_fields(command.change))
     return _guarded_fields(command)
 
 
@@ -235,6 +250,8 @@ def _command(item: Any) -> Command:
             return Delete(item[1], _condition(item[2]))
         if len(item) == 2 and item[0] == _TRANSACT:
             return Transact(_transaction(item[1]))
+        if len(item) == 2 and item[0] == _CHANGE_MEMBERS:
+            return _change_members(item[1])
         if len(item) == 5 and item[0] == _SET_ALARM:
             return _set_alarm(*item[1:])
         if len(item) == 4 and item[0] == _GUARDED:
@@ -251,6 +268,13 @@ def _transaction(fields: Any) -> Transaction:
         raise MalformedCommand(f"a transaction of a wrong shape: {error}") from None
 
 
+def _change_members(fields: Any) -> ChangeMembers:
+    try:
+        return ChangeMembers(change_of(fields))
+    except ValueError as error:
+        raise MalformedCommand(str(error)) from None
+
+
 def _set_alarm(kind: Any, member: Any, is_automatic: Any, is_active: Any) -> SetAlarm:
     flags_are_flags = type(is_automatic) is bool and type(is_active) is bool
     if kind not in [known.value for known in AlarmKind] or type(member) is not str or not flags_are_flags:
@@ -259,10 +283,10 @@ def _set_alarm(kind: Any, member: Any, is_automatic: Any, is_active: Any) -> Set
 
 
 def _guarded(inner: Any, fence: Any, once: Any) -> Guarded:
-    if type(inner) is tuple and inner and inner[0] == _GUARDED:
-        raise MalformedCommand("a guarded command within another")
+    if type(inner) is tuple and inner and inner[0] in (_GUARDED, _CHANGE_MEMBERS):
+        raise MalformedCommand("a command that takes no safeguards")
     command = _command(inner)
-    assert not isinstance(command, Guarded), "that was refused above"
+    assert not isinstance(command, Guarded | ChangeMembers), "that was refused above"
     if not _has_types(fence, (bytes, int)) or not _has_types(once, (bytes, bytes, int, int)):
         raise MalformedCommand("safeguards of a wrong shape")
     if once is not None and (len(once[1]) != FINGERPRINT_BYTES or min(once[2:]) < 0):

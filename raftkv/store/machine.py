@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raftkv.errors import ForeignData, InvariantViolated
+from raftkv.membership import Membership
 from raftkv.operations import (
     Alarm,
     Event,
@@ -30,6 +31,7 @@ from raftkv.store.backend import Backend, Space, StoreIsFull
 from raftkv.store.bookkeeping import StoreInfo, has_no_info, read_info, state_of, write_info
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
+from raftkv.store.members import membership_bytes, read_membership, write_membership
 from raftkv.store.mvcc import HistoryReader, place_of, purge
 from raftkv.store.results import Result
 from raftkv.store.txn import Refusal, check_revision, evaluate
@@ -86,11 +88,31 @@ class Machine:
                 write_info(transaction, StoreInfo(self._cluster_id, Index(0), Term(0), Revision(1), Revision(0), 0))
         with self._backend.read() as view:
             self._info = read_info(view, "the store")
+            self._membership = read_membership(view, "the store")
             position = view.view(Space.META).get(_PURGED)
         if self._info.cluster_id != self._cluster_id:
             raise ForeignData(f"the store belongs to cluster {self._info.cluster_id}, not to {self._cluster_id}")
         self._purge_position = position or b""
         self._purged_to = 0
+
+    @property
+    def membership(self) -> Membership:
+        """Who belongs to the cluster, as of the applied index; nobody before ``bootstrap``."""
+        return self._membership
+
+    def bootstrap(self, membership: Membership) -> None:
+        """Begin with the first entry of every log, which is a no-op, and with the cluster's first members.
+
+        Raises:
+            InvariantViolated: Something was applied already.
+        """
+        if self.applied_index != 0:
+            raise InvariantViolated("a store can be told of its first members only before anything else")
+        info = replace(self._info, applied_index=Index(1))
+        with self._backend.write() as transaction:
+            write_membership(transaction, membership)
+            write_info(transaction, info)
+        self._info, self._membership = info, membership
 
     @property
     def applied_index(self) -> Index:
@@ -165,7 +187,8 @@ class Machine:
             revision, compacted = applier.revision, Revision(applier.compacted)
             info = StoreInfo(self._cluster_id, last.index, last.term, revision, compacted, applier.time)
             write_info(transaction, info)
-        self._info = info
+            membership = read_membership(transaction, "the store") if applier.changed_members else self._membership
+        self._info, self._membership = info, membership
         self._events += applier.changes
         self._lease_changes += applier.lease_changes
         return results
@@ -284,6 +307,7 @@ class Machine:
         digest = hashlib.sha256()
         with self._backend.read() as view:
             digest.update(state_of(view))
+            digest.update(membership_bytes(view))
             # Below the compacted revision each node has what it has not purged yet.
             kept = place_of(self.compacted_revision + 1)
             for space, start in (

@@ -16,7 +16,7 @@ class MemoryBackend:
     """Trees of sorted lists and dictionaries; see ``raftkv.store.backend.Backend``.
 
     Args:
-        files: The directory of the copies that are written and read.
+        files: The directory that the copies which are written and read are in, or one directory further down.
     """
 
     def __init__(self, files: Directory) -> None:
@@ -58,7 +58,8 @@ class MemoryBackend:
 
     def copy_to(self, path: str) -> None:
         """Write everything to a new file."""
-        file = self._files.create(_name(path))
+        directory, name = self._place(path)
+        file = directory.create(name)
         try:
             file.append(msgpack.packb({space.value: tree.records for space, tree in self._content.trees.items()}))
         finally:
@@ -82,7 +83,12 @@ class MemoryBackend:
         """Nothing was made."""
 
     def _read_copy(self, path: str) -> _Content:
-        return _Content(msgpack.unpackb(self._files.read(_name(path))))
+        directory, name = self._place(path)
+        return _Content(msgpack.unpackb(directory.read(name)))
+
+    def _place(self, path: str) -> tuple[Directory, str]:
+        below, _, name = path.removeprefix(f"{self._files.path}/").rpartition("/")
+        return (self._files.child(below) if below else self._files), name
 
     def close(self) -> None:
         """Nothing is held."""
@@ -166,7 +172,3 @@ class _DraftTree:
         self._undo.append(lambda: self._tree.set(key, before))
         self._tree.set(key, None)
         return True
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raftkv.membership import Membership
 from raftkv.operations import Lease, Refused, TransactionResult
 from raftkv.types import ConditionFailed, Revision, Written
 
@@ -41,4 +42,18 @@ class AppliedBefore:
     revision: Revision
 
 
-Result = Written | ConditionFailed | TransactionResult | Compacted | Granted | AlarmSet | AppliedBefore | Refused
+@dataclass(frozen=True, slots=True)
+class MembersChanged:
+    """A change of the membership that happened.
+
+    Attributes:
+        revision: The store's revision, which it leaves as it is.
+        membership: The membership after it.
+    """
+
+    revision: Revision
+    membership: Membership
+
+
+Applied = Written | TransactionResult | Compacted | Granted | AlarmSet | MembersChanged
+Result = Applied | ConditionFailed | AppliedBefore | Refused

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raftkv.errors import ConfigurationError
+from raftkv.membership import Membership
 from raftkv.store.backend import Backend, StoreIsFull, WriteTransaction
 from raftkv.store.bookkeeping import StoreInfo, read_info, write_info
 from raftkv.store.lease import LeaseWriter
 from raftkv.store.lmdb_backend import DATA_NAME, open_plain
+from raftkv.store.members import write_membership
 from raftkv.store.mvcc import undo_after
 from raftkv.types import ClusterId, Revision
 
 
-def rewrite_copy(source: Path, target: str, workplace: Path, cluster_id: ClusterId, revision: int | None) -> StoreInfo:
+@dataclass(frozen=True, slots=True)
+class NewOwner:
+    """The cluster that a store is to belong to.
+
+    Attributes:
+        cluster_id: Its id.
+        membership: Who belongs to it.
+    """
+
+    cluster_id: ClusterId
+    membership: Membership
+
+
+def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, revision: int | None) -> StoreInfo:
     """Make of a copy of a store one of another cluster, perhaps as it was earlier.
 
     Args:
         source: The copy; it is moved into the workplace and changed there.
         target: Path of the new copy.
         workplace: A directory that is made and removed.
-        cluster_id: The other cluster.
+        owner: The other cluster.
         revision: The revision to go back to, None for the last.
 
     Raises:
@@ -32,7 +47,7 @@ def rewrite_copy(source: Path, target: str, workplace: Path, cluster_id: Cluster
     source.replace(workplace / DATA_NAME)
     backend = open_plain(workplace)
     try:
-        info = rewrite(backend, cluster_id, revision)
+        info = rewrite(backend, owner, revision)
         backend.copy_to(target)
     finally:
         backend.close()
@@ -42,18 +57,18 @@ def rewrite_copy(source: Path, target: str, workplace: Path, cluster_id: Cluster
     return info
 
 
-def rewrite(backend: Backend, cluster_id: ClusterId, revision: int | None) -> StoreInfo:
+def rewrite(backend: Backend, owner: NewOwner, revision: int | None) -> StoreInfo:
     """Do the same with an open store, in one transaction."""
     while True:
         try:
             with backend.write() as transaction:
-                return _rewrite(transaction, cluster_id, revision)
+                return _rewrite(transaction, owner, revision)
         except StoreIsFull:
             backend.grow()
 
 
-def _rewrite(transaction: WriteTransaction, cluster_id: ClusterId, revision: int | None) -> StoreInfo:
-    info = replace(read_info(transaction, "the backup"), cluster_id=cluster_id)
+def _rewrite(transaction: WriteTransaction, owner: NewOwner, revision: int | None) -> StoreInfo:
+    info = replace(read_info(transaction, "the backup"), cluster_id=owner.cluster_id)
     if revision is not None:
         first = max(1, info.compacted_revision)
         if not first <= revision <= info.revision:
@@ -63,6 +78,7 @@ def _rewrite(transaction: WriteTransaction, cluster_id: ClusterId, revision: int
         _go_back(transaction, Revision(revision), info.revision)
         info = replace(info, revision=Revision(revision))
     write_info(transaction, info)
+    write_membership(transaction, owner.membership)
     return info
 
 

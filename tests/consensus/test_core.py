@@ -345,3 +345,19 @@ def test_a_store_ahead_of_its_journal_does_not_start():
 def test_impossible_timings_are_refused(heartbeat, election):
     with pytest.raises(ConfigurationError, match="election timeout"):
         Timing(heartbeat, election)
+
+
+def test_what_a_replaced_member_had_does_not_count_for_its_successor():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.settle()
+    core = cluster["a"].core
+    assert core.match_index(NodeId("c")) == cluster["a"].journal.last_index
+    core.reconfigure([NodeId("a"), NodeId("b")], [NodeId("c")], Index(3), frozenset({NodeId("c")}))
+    assert core.match_index(NodeId("c")) == 0
+    # Also when a learner takes a learner's place, which changes neither set.
+    cluster.advance(0.3)
+    assert core.match_index(NodeId("c")) == cluster["a"].journal.last_index
+    core.reconfigure([NodeId("a"), NodeId("b")], [NodeId("c")], Index(3), frozenset({NodeId("c")}))
+    assert core.match_index(NodeId("c")) == 0

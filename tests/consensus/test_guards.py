@@ -96,6 +96,32 @@ def store_ahead_of_its_journal(guards: Guards) -> str | None:
     return None
 
 
+def only_voter_announces_what_it_can_lose(guards: Guards) -> str | None:
+    """H1: the engine commits for an only voter at once, and a learner applies what that voter has not synced."""
+    cluster = Harness("ab", guards)
+    for node in cluster.nodes.values():
+        node.core.reconfigure([NodeId("a")], [NodeId("b")], Index(1))
+    cluster.elect("a")
+    cluster["a"].auto_sync = False
+    cluster.put("a", b"x")
+    cluster.advance(0.3)
+    return "a learner applied it" if b"x" in cluster["b"].payloads() else None
+
+
+def only_voter_sends_entries_of_a_term_it_can_forget(guards: Guards) -> str | None:
+    """H1: an only voter leads a term that it has not synced, and after a crash leads it again, with other entries."""
+    cluster = Harness("ab", guards)
+    for node in cluster.nodes.values():
+        node.core.reconfigure([NodeId("a")], [NodeId("b")], Index(1))
+    cluster["a"].auto_sync = False
+    cluster["a"].campaign()
+    cluster["a"].turn()
+    cluster.put("a", b"first")
+    cluster.settle()
+    sent = [(index, term) for _command, index, term in cluster["b"].journal[1 : len(cluster["b"].journal)]]
+    return "it sent what it could append differently" if sent else None
+
+
 def acknowledgement_of_an_older_term(guards: Guards) -> str | None:
     """H3: a late acknowledgement counts for entries of another term at the same indexes."""
     cluster = Harness("abcde", guards)
@@ -232,14 +258,55 @@ def repeated_vote(guards: Guards) -> str | None:
 
 
 def stranger(guards: Guards) -> str | None:
-    """H11, H12c: somebody who is no member asks for an election."""
+    """H11, H12c: somebody who is no member speaks as if it led."""
     cluster = Harness(guards=guards)
     cluster.elect("a")
-    try:
-        cluster["b"].core.receive(NodeId("stranger"), TimeoutNow(Term(1)))
-    except KeyError:
-        return "it reached the engine"
-    return None
+    cluster["b"].core.receive(NodeId("stranger"), AppendEntries(2, 1, 2, 1, ()))
+    return "it was obeyed" if cluster["b"].core.term > 1 else None
+
+
+def second_change_while_one_is_under_way(guards: Guards) -> str | None:
+    """H12d: two additions at once have majorities that know nothing of each other."""
+    cluster = Harness(guards=guards)
+    cluster.elect("a")
+    cluster.isolate("a")
+    core = cluster["a"].core
+    assert core.propose_membership(b"add d") is not None
+    return "two changes are in the log at once" if core.propose_membership(b"add e") is not None else None
+
+
+def change_before_the_own_term_has_committed(guards: Guards) -> str | None:
+    """H12d: a leader that has committed nothing yet may not know of a change that another one committed."""
+    cluster = Harness(guards=guards)
+    cluster["a"].campaign()
+    cluster["a"].turn()
+    cluster.dropped_types.add(AppendEntries)
+    cluster.settle()
+    assert cluster["a"].core.role is Role.LEADER
+    slot = cluster["a"].core.propose_membership(b"add d")
+    return "a leader changed members before its no-op was committed" if slot is not None else None
+
+
+def campaign_with_an_old_membership(guards: Guards) -> str | None:
+    """H12d: a node that has not applied a committed change counts the votes of members that may be gone."""
+    cluster = Harness(guards=guards)
+    cluster.elect("a")
+    assert cluster["a"].core.propose_membership(b"remove c") is not None
+    # Nobody here tells the cores that the change is applied.
+    cluster.settle()
+    cluster["b"].core.receive(NodeId("a"), TimeoutNow(Term(1)))
+    cluster.settle()
+    return "it was elected by the members of old" if cluster["b"].core.role is Role.LEADER else None
+
+
+def learner_that_campaigns(guards: Guards) -> str | None:
+    """H12d: a member that does not vote yet is elected."""
+    cluster = Harness(guards=guards)
+    for node in cluster.nodes.values():
+        node.core.reconfigure([NodeId("a"), NodeId("b")], [NodeId("c")], Index(1))
+    cluster["c"].campaign()
+    cluster.settle()
+    return "a learner leads" if cluster["c"].core.role is Role.LEADER else None
 
 
 def old_snapshot(guards: Guards) -> str | None:
@@ -308,6 +375,8 @@ SCENARIOS: list[tuple[str, Scenario]] = [
     ("promise_after_sync", acknowledgement_before_sync),
     ("promise_after_sync", vote_before_sync),
     ("leader_counts_synced", leader_counts_what_it_has_not_synced),
+    ("leader_counts_synced", only_voter_announces_what_it_can_lose),
+    ("promise_after_sync", only_voter_sends_entries_of_a_term_it_can_forget),
     ("apply_after_sync", store_ahead_of_its_journal),
     ("term_stamped_results", acknowledgement_of_an_older_term),
     ("keep_matching_entries", late_append_cuts_acknowledged_entries),
@@ -320,6 +389,10 @@ SCENARIOS: list[tuple[str, Scenario]] = [
     ("one_vote_a_member", repeated_vote),
     ("members_only", stranger),
     ("ignore_old_snapshots", old_snapshot),
+    ("one_member_change", second_change_while_one_is_under_way),
+    ("change_in_own_term", change_before_the_own_term_has_committed),
+    ("campaign_when_applied", campaign_with_an_old_membership),
+    ("voters_only", learner_that_campaigns),
     ("conflict_hint", conflict_is_found_one_by_one),
     ("bounded_sending", backlog_in_one_step),
 ]

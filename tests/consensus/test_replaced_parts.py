@@ -229,6 +229,7 @@ def _leader_with_a_commit_hint_beyond_its_log() -> Engine:
     raft = Engine(
         NodeId("a"),
         [NodeId("a"), NodeId("b"), NodeId("c")],
+        [],
         kept,
         Index(2),
         TIMING,

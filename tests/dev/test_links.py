@@ -21,7 +21,7 @@ SILENCE = 0.15
 
 
 def hello(name: str) -> bytes:
-    return encode_handshake(Hello(1, "cluster", name, "storage", "n2", "http://127.0.0.1:1"))
+    return encode_handshake(Hello(1, "cluster", name, 7, "storage", "n2", "http://127.0.0.1:1", "127.0.0.1:2"))
 
 
 class Member:
@@ -95,7 +95,7 @@ async def test_a_good_link_carries_everything_both_ways():
         reader, writer = await dial(node, "n1")
         writer.write(b"x" * 300_000)
         assert await member.wait_for(len(hello("n1")) + 300_000) == hello("n1") + b"x" * 300_000
-        welcome = encode_handshake(Welcome("n2", "storage", "http://127.0.0.1:1"))
+        welcome = encode_handshake(Welcome("n2", 8, "storage", "http://127.0.0.1:1"))
         member.writers[0].write(welcome)
         assert await asyncio.wait_for(reader.readexactly(len(welcome)), 5) == welcome
         writer.close()
@@ -188,7 +188,7 @@ async def test_broken_connections_are_reset_and_can_be_opened_again():
     "first",
     [
         hello("stranger"),
-        encode_handshake(Welcome("n1", "storage", "http://127.0.0.1:1")),
+        encode_handshake(Welcome("n1", 7, "storage", "http://127.0.0.1:1")),
         encode_frame(b"\xc1"),
         (1 << 30).to_bytes(4, "big"),
     ],

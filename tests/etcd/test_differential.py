@@ -242,6 +242,8 @@ def normal(path: str, request: object, answer: tuple[int, object]) -> object:
     if path.endswith("timetolive"):
         # The seconds of two processes differ; what clients look at is whether there are any.
         kept["TTL"] = str(int(kept.get("TTL", "0")) > 0)
+        # etcd lists them as they come out of a map.
+        kept["keys"] = sorted(kept.get("keys", []))  # type: ignore[type-var]
     if path.endswith("leases"):
         kept["leases"] = sorted(lease["ID"] for lease in document.get("leases", []))
     return by_key(kept), attributes_in_order(document, request)

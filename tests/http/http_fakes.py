@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from raftkv.membership import ClusterMember, MemberId
 from raftkv.operations import NO_SAFEGUARDS, Safeguards
 from raftkv.service.api import (
     ClusterStatus,
@@ -20,7 +21,6 @@ from raftkv.types import (
     Index,
     KeyRange,
     KeyValue,
-    Member,
     NodeId,
     NodeStatus,
     Revision,
@@ -126,7 +126,12 @@ class FakeClusterService:
     cluster_id = ClusterId("0123456789abcdef")
 
     def members(self):
-        return [(Member(NodeId("n1"), "127.0.0.1:2380"), "http://127.0.0.1:2379"), (Member(NodeId("n2"), "h:1"), None)]
+        n1 = ClusterMember(MemberId(1), NodeId("n1"), "127.0.0.1:2380", is_voter=True)
+        n2 = ClusterMember(MemberId(2), NodeId("n2"), "h:1", is_voter=False)
+        return [(n1, "http://127.0.0.1:2379"), (n2, None)]
+
+    def own_id(self):
+        return MemberId(1)
 
     def own(self) -> NodeStatus:
         return NodeStatus(
@@ -146,8 +151,8 @@ class FakeClusterService:
     async def describe(self) -> ClusterStatus:
         status = self.own()
         members = (
-            MemberStatus(NodeId("n1"), "127.0.0.1:2380", status),
-            MemberStatus(NodeId("n2"), "127.0.0.1:2390", None),
+            MemberStatus(NodeId("n1"), MemberId(1), "127.0.0.1:2380", True, status),
+            MemberStatus(NodeId("n2"), MemberId(2), "127.0.0.1:2390", False, None),
         )
         return ClusterStatus(
             ClusterId("0123456789abcdef"),

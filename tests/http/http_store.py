@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from raftkv.config import Retention
+from raftkv.errors import NotLeader
+from raftkv.membership import initial_membership
 from raftkv.runtime.backups import Backups
 from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
@@ -12,18 +14,20 @@ from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases
+from raftkv.service.members import Members, Progress, Promotion
 from raftkv.service.store import Store
 from raftkv.service.watches import WatchHub
 from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.commands import encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
-from raftkv.types import ClusterId, Index, NodeId, Term
+from raftkv.types import ClusterId, Index, Member, NodeId, Term
 from tests.simulation.disk import VirtualDisk
 
 QUOTA_BYTES = 4_000_000
 
 CLUSTER = ClusterId("0123456789abcdef")
+FIRST_MEMBERS = tuple(Member(NodeId(f"n{number}"), f"10.0.0.{number}:2380") for number in (1, 2, 3))
 
 
 class Clock:
@@ -52,6 +56,7 @@ class InstantLog:
     def __init__(self) -> None:
         self.copies = copies = VirtualDisk().root
         self.machine = Machine(MemoryBackend(copies), CLUSTER)
+        self.machine.bootstrap(initial_membership(CLUSTER, FIRST_MEMBERS))
         self.clock = Clock()
         self.refusal: Exception | None = None
         timer = LeaseClock(1.0)
@@ -62,6 +67,7 @@ class InstantLog:
             timer,
             Compactor(Retention()),
             Quota(QUOTA_BYTES, "n1"),
+            Promotion(self),
             self.leading,
         )
         writes = Writes(self, ClusterTime(self.machine, self.clock, self.leading), 60)
@@ -70,8 +76,32 @@ class InstantLog:
         self.alarms = Alarms(self.machine, writes, QUOTA_BYTES)
         self.leases = Leases(self.machine, writes, self, timer, self.clock, Randomness(), 2, self.require_leader)
         self.watches = WatchHub(self.machine)
-        self.backups = Backups(copies, self.machine, CLUSTER, (NodeId("n1"),), self.wait)
+        self.backups = Backups(copies, self.machine, CLUSTER, self.wait)
+        self.members = Members(NodeId("n1"), CLUSTER, FIRST_MEMBERS, self, self, Randomness())
+        self.transfers: list[NodeId | None] = []
+        self.is_settled = True
+        self.unreachable: set[NodeId] = set()
         self.duties.tick()
+
+    @property
+    def membership(self):
+        return self.machine.membership
+
+    @property
+    def may_change_members(self):
+        return self.is_settled
+
+    def progress_of(self, member):
+        index = self.machine.applied_index
+        return None if member in self.unreachable else Progress(index, index)
+
+    def storage_of(self, member):
+        return None if member.name in self.unreachable else f"storage-of-{member.name}"
+
+    async def transfer_leadership(self, target, timeout_seconds):
+        self.transfers.append(target)
+        self.refusal = NotLeader(NodeId("n2"), "http://n2")
+        return True
 
     async def wait(self) -> None:
         return None
@@ -96,4 +126,4 @@ class InstantLog:
 def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
     """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
     log = log or InstantLog()
-    return NodeServices(kv, log.store, log.leases, log.watches, log.alarms, log.backups, cluster)
+    return NodeServices(kv, log.store, log.leases, log.watches, log.alarms, log.backups, cluster, log.members)

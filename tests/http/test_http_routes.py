@@ -82,8 +82,20 @@ async def test_cluster(client):
         "leader_url": "http://127.0.0.1:2379",
         "term": 3,
         "members": [
-            {"name": "n1", "peer_address": "127.0.0.1:2380", "status": status},
-            {"name": "n2", "peer_address": "127.0.0.1:2390", "status": None},
+            {
+                "name": "n1",
+                "id": "0000000000000001",
+                "peer_address": "127.0.0.1:2380",
+                "votes": True,
+                "status": status,
+            },
+            {
+                "name": "n2",
+                "id": "0000000000000002",
+                "peer_address": "127.0.0.1:2390",
+                "votes": False,
+                "status": None,
+            },
         ],
     }
     assert (await client.ask("GET", "/v1/cluster?x=1")).problem() == "invalid-query"

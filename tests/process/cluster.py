@@ -42,7 +42,9 @@ def free_ports(count: int) -> list[int]:
 class NodeProcess:
     """One ``raftkv serve``."""
 
-    def __init__(self, name: str, directory: Path, client_port: int, peer_port: int, members: str, *flags: str) -> None:
+    def __init__(
+        self, name: str, directory: Path, client_port: int, peer_port: int, members: str | None, *flags: str
+    ) -> None:
         self.name = name
         self.data_dir = directory / name
         self.log_path = directory / f"{name}.log"
@@ -56,7 +58,7 @@ class NodeProcess:
             f"--data-dir={self.data_dir}",
             f"--listen-client=127.0.0.1:{client_port}",
             f"--listen-peer=127.0.0.1:{peer_port}",
-            f"--initial-cluster={members}",
+            *([] if members is None else [f"--initial-cluster={members}"]),
             *flags,
         ]
         self.process: subprocess.Popen[bytes] | None = None

@@ -154,13 +154,13 @@ def test_a_new_cluster_is_forced_from_a_survivor_when_the_majority_is_gone(tmp_p
         leader, *others = [cluster.leader(), *cluster.followers()]
         data_dir = str(leader.data_dir)
         arguments = ["recover", "--force-new-cluster", "--yes", f"--data-dir={data_dir}"]
-        running = raftkv(*arguments)
-        assert (running.returncode, "are a majority of the 3 members" in running.stderr) == (1, True)
-        for node in others:
-            node.kill()
         busy = raftkv(*arguments)
         assert (busy.returncode, "another process uses the data directory" in busy.stderr) == (2, True)
         leader.kill()
+        live = raftkv(*arguments)
+        assert (live.returncode, "are a majority of the 3 members" in live.stderr) == (1, True)
+        for node in others:
+            node.kill()
         unconfirmed = raftkv(*[argument for argument in arguments if argument != "--yes"])
         assert unconfirmed.returncode == 1
         assert (leader.data_dir / "identity.json").exists()

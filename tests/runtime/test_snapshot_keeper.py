@@ -10,11 +10,12 @@ from raftkv.consensus.journal import Journal
 from raftkv.consensus.messages import SnapshotAck, SnapshotChunk
 from raftkv.consensus.segments import recover
 from raftkv.consensus.snapshot import CHUNK_BYTES, SnapshotCatalog
+from raftkv.membership import initial_membership
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.store.commands import Put, encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
-from raftkv.types import Index, NodeId, Role, Term
+from raftkv.types import Index, Member, NodeId, Role, Term
 from tests.consensus.harness import CLUSTER
 from tests.simulation.disk import VirtualDisk
 
@@ -51,6 +52,7 @@ class Node:
         self.disk = VirtualDisk()
         self.core = Core()
         self.clock = Clock()
+        self.can_send = True
         self.sent: list[tuple[NodeId, object]] = []
         self.compacted: list[Index] = []
         self.installed: list[Index] = []
@@ -58,7 +60,7 @@ class Node:
         self.journal = Journal(recover(self.disk.directory("journal"), CLUSTER, None))
         snapshots = self.disk.directory("snapshots")
         self.machine = Machine(MemoryBackend(snapshots), CLUSTER)
-        self.machine.apply([CommittedEntry(Index(1), Term(0), None)])
+        self.machine.bootstrap(initial_membership(CLUSTER, (Member(A, "a:1"), Member(B, "b:1"))))
         for index in range(2, entries + 2):
             # The first is larger than a chunk, so that a transfer takes several.
             payload = encode_commands([Put(b"key-%d" % index, bytes(CHUNK_BYTES if index == 2 else 100))])
@@ -72,14 +74,18 @@ class Node:
             self.journal,
             self.machine,
             SnapshotCatalog(snapshots, CLUSTER),
-            (A, B),
             SnapshotPolicy(journal_bytes=1000, journal_entries=30, tail_bytes=200),
             self.clock,
-            lambda peer, message: self.sent.append((peer, message)),
+            self.send,
             self.compacted.append,
             self.installed.append,
             self.failures.append,
         )
+
+    def send(self, peer: NodeId, message: object) -> bool:
+        if self.can_send:
+            self.sent.append((peer, message))
+        return self.can_send
 
     async def poll(self) -> None:
         self.keeper.poll()
@@ -122,6 +128,33 @@ async def test_a_leader_that_is_deposed_falls_silent():
     node.core.role, node.core.term = Role.LEADER, Term(3)
     await node.poll()
     assert len(node.chunks()) == 1
+
+
+async def test_a_chunk_that_cannot_be_sent_yet_is_sent_as_soon_as_it_can():
+    node = Node()
+    await node.poll()
+    node.core.needing, node.can_send = {B}, False
+    await node.poll()
+    assert node.chunks() == []
+    node.core.needing, node.can_send = set(), True
+    await node.poll()
+    assert len(node.chunks()) == 1
+
+
+async def test_an_interrupted_transfer_goes_on_where_it_was():
+    leader, follower = await sending_node(), Node(entries=0)
+    follower.keeper.receive_chunk(A, leader.chunks()[-1])
+    _peer, acknowledgement = follower.sent.pop()
+    # The connection is lost with the acknowledgement, and the peer asks again over the next one.
+    leader.keeper.peer_lost(B)
+    leader.core.needing = {B}
+    leader.keeper.poll()
+    assert leader.chunks()[-1].offset == 0
+    follower.keeper.receive_chunk(A, leader.chunks()[-1])
+    _peer, again = follower.sent.pop()
+    assert again.next_offset == acknowledgement.next_offset > 0
+    leader.keeper.receive_ack(B, again)
+    assert leader.chunks()[-1].offset == acknowledgement.next_offset
 
 
 async def test_a_follower_never_begins_to_send():

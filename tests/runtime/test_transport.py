@@ -9,13 +9,15 @@ import socket
 import msgpack
 import pytest
 
-from raftkv.consensus.messages import ReadIndexRequest, SnapshotChunk, encode
+from raftkv.consensus.messages import AppendEntries, ReadIndexRequest, SnapshotChunk, encode
 from raftkv.errors import ConfigurationError
-from raftkv.runtime import framing, transport
+from raftkv.membership import ClusterMember, MemberId
+from raftkv.runtime import connections, framing, transport
 from raftkv.runtime.framing import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     BadFrame,
+    Channel,
     FrameReader,
     Hello,
     Rejected,
@@ -38,6 +40,7 @@ class Events:
         self.storage: dict[str, str] = {}
         self.changed = asyncio.Event()
         self.fail_on_message = False
+        self.removed = {13}
 
     def _note(self, *event) -> None:
         self.seen.append(event)
@@ -63,9 +66,17 @@ class Events:
     def on_rejected(self, peer, code, _text):
         self._note("rejected", peer, code)
 
-    def accept_peer(self, name, storage_id):
-        known = self.storage.setdefault(name, storage_id)
-        return None if known == storage_id else f"{name} has lost its disk"
+    def accept_peer(self, name, member_id, storage_id):
+        if member_id in self.removed:
+            return Rejected("removed", f"{name} was removed")
+        known = self.storage.setdefault(member_id, storage_id)
+        return None if known == storage_id else Rejected("storage", f"{name} has lost its disk")
+
+    def on_guest(self, peer):
+        self._note("guest", peer)
+
+    def on_guest_gone(self, peer):
+        self._note("guest gone", peer)
 
     async def wait_for(self, *event) -> None:
         async with asyncio.timeout(8):
@@ -74,9 +85,13 @@ class Events:
                 await self.changed.wait()
 
 
+def member_of(name: str, port: int, member_id: int | None = None) -> ClusterMember:
+    return ClusterMember(MemberId(member_id or ord(name)), NodeId(name), f"127.0.0.1:{port}", is_voter=True)
+
+
 class Member:
     def __init__(
-        self, name: str, port: int, peers: dict[str, int], cluster=CLUSTER, storage: str | None = None
+        self, name: str, port: int, peers: dict[str, int], cluster=CLUSTER, member_id: int | None = None
     ) -> None:
         self.name = NodeId(name)
         self.port = port
@@ -84,8 +99,10 @@ class Member:
         self.fatal: asyncio.Queue[BaseException] = asyncio.Queue()
         self.transport = Transport(
             self.name,
-            {NodeId(peer): f"127.0.0.1:{port}" for peer, port in peers.items()},
-            LocalIdentity(cluster, f"storage-of-{name}", f"http://{name}"),
+            [member_of(peer, port) for peer, port in peers.items()],
+            LocalIdentity(
+                cluster, member_id or member_of(name, 1).id, f"storage-of-{name}", f"http://{name}", f"127.0.0.1:{port}"
+            ),
             self.events,
             self.fatal.put_nowait,
         )
@@ -135,8 +152,18 @@ async def close(*writers: asyncio.StreamWriter) -> None:
             await writer.wait_closed()
 
 
-def hello(name="b", target="a", cluster=CLUSTER, storage="storage-of-b", protocol=PROTOCOL_VERSION) -> bytes:
-    return encode_handshake(Hello(protocol, cluster, name, storage, target, "http://b"))
+def hello(
+    name="b",
+    target="a",
+    cluster=CLUSTER,
+    storage="storage-of-b",
+    protocol=PROTOCOL_VERSION,
+    member_id=98,
+    channel=Channel.MESSAGES,
+) -> bytes:
+    return encode_handshake(
+        Hello(protocol, cluster, name, member_id, storage, target, "http://b", "127.0.0.1:1", channel)
+    )
 
 
 async def read_handshake(reader):
@@ -181,7 +208,7 @@ async def test_a_peer_that_goes_and_comes_back_is_reported():
     ("greeting", "code"),
     [
         ({"cluster": "f" * 16}, "cluster"),
-        ({"name": "stranger"}, "member"),
+        ({"member_id": 13}, "removed"),
         ({"name": "a"}, "member"),
         ({"target": "c"}, "target"),
         ({"storage": "another"}, "storage"),
@@ -210,7 +237,7 @@ async def test_whoever_does_not_belong_is_turned_away_with_the_reason(pair, gree
         encode_frame(b"\xc1"),
         encode_frame(msgpack.packb(["hello"])),
         encode_frame(encode(ReadIndexRequest(1))),
-        encode_handshake(Welcome("b", "s", "u")),
+        encode_handshake(Welcome("b", ord("b"), "s", "u")),
     ],
 )
 async def test_garbage_in_place_of_a_greeting_ends_the_connection(pair, data):
@@ -253,7 +280,7 @@ async def test_h12q_nothing_of_a_superseded_connection_is_delivered():
 
 
 async def test_a_connection_that_never_greets_is_closed(pair, monkeypatch):
-    monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.05)
     a, _b = pair
     reader, writer = await connect(a.port)
     await wait_closed(reader)
@@ -294,8 +321,8 @@ async def test_another_node_at_a_peers_address_is_not_talked_to():
 
 
 async def test_a_slow_peer_is_congested_until_it_reads(monkeypatch):
-    monkeypatch.setattr(transport, "CONGESTED_BYTES", 100_000)
-    monkeypatch.setattr(transport, "DRAINED_BYTES", 10_000)
+    monkeypatch.setattr(connections, "CONGESTED_BYTES", 100_000)
+    monkeypatch.setattr(connections, "DRAINED_BYTES", 10_000)
     first, second = ports(2)
     accepted: list[tuple] = []
 
@@ -303,13 +330,13 @@ async def test_a_slow_peer_is_congested_until_it_reads(monkeypatch):
         accepted.append((reader, writer))
         head = await reader.readexactly(4)
         await reader.readexactly(int.from_bytes(head, "big"))
-        writer.write(encode_handshake(Welcome("b", "storage-of-b", "http://b")))
+        writer.write(encode_handshake(Welcome("b", ord("b"), "storage-of-b", "http://b")))
 
     server = await asyncio.start_server(lazy, "127.0.0.1", second, limit=1000)
     a = Member("a", first, {"b": second})
     await a.start()
     await a.events.wait_for("connected", "b")
-    message = SnapshotChunk(1, 1, 1, b"", 0, bytes(262_144), last=False)
+    message = AppendEntries(1, 1, 1, 1, ((bytes(262_144), 2, 1),))
     for _ in range(1000):
         if not a.transport.send(NodeId("b"), message) or ("congested", "b") in a.events.seen:
             break
@@ -354,3 +381,180 @@ def test_what_is_no_handshake_is_refused(payload):
 
 def test_the_protocol_has_a_version():
     assert framing.PROTOCOL_VERSION >= 1
+
+
+async def test_a_peer_that_is_no_member_as_far_as_is_known_is_a_guest_and_can_be_answered():
+    first, second = ports(2)
+    a = Member("a", first, {})
+    stranger = Member("g", second, {"a": first})
+    await a.start()
+    await stranger.start()
+    await a.events.wait_for("guest", "g")
+    await a.events.wait_for("connected", "g")
+    assert a.transport.send(NodeId("g"), ReadIndexRequest(3))
+    await stranger.events.wait_for("message", "a", ReadIndexRequest(3))
+    a.transport.set_members([member_of("g", second)])
+    assert a.events.seen[-1] == ("guest gone", "g")
+    assert a.transport.is_connected(NodeId("g"))
+    await stranger.transport.stop()
+    await a.transport.stop()
+
+
+async def test_a_guest_that_goes_is_forgotten():
+    first, second = ports(2)
+    a, stranger = Member("a", first, {}), Member("g", second, {"a": first})
+    await a.start()
+    await stranger.start()
+    await a.events.wait_for("connected", "g")
+    await stranger.transport.stop()
+    await a.events.wait_for("guest gone", "g")
+    assert not a.transport.send(NodeId("g"), ReadIndexRequest(1))
+    await a.transport.stop()
+
+
+async def test_guests_are_bounded(monkeypatch):
+    monkeypatch.setattr(transport, "MAX_GUESTS", 0)
+    (first,) = ports(1)
+    a = Member("a", first, {})
+    await a.start()
+    reader, writer = await connect(first)
+    writer.write(hello(name="g"))
+    answer = await read_handshake(reader)
+    assert isinstance(answer, Rejected)
+    assert answer.code == "member"
+    await close(writer)
+    await a.transport.stop()
+
+
+async def test_the_members_change(pair):
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    (third,) = ports(1)
+    c = Member("c", third, {"a": a.port})
+    await c.start()
+    a.transport.set_members([member_of("b", b.port), member_of("c", third)])
+    await a.events.wait_for("connected", "c")
+    b.transport.set_members([])
+    a.transport.set_members([member_of("c", third)])
+    assert ("disconnected", "b") in a.events.seen
+    assert not a.transport.is_connected(NodeId("b"))
+    assert a.transport.client_url(NodeId("b")) is None
+    await c.transport.stop()
+
+
+async def test_a_member_that_moves_is_dialled_at_its_new_address(pair):
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.transport.stop()
+    await a.events.wait_for("disconnected", "b")
+    (elsewhere,) = ports(1)
+    moved = Member("b", elsewhere, {"a": a.port})
+    await moved.start()
+    before = a.transport.counters.connections
+    a.transport.set_members([member_of("b", elsewhere)])
+    await moved.events.wait_for("connected", "a")
+    async with asyncio.timeout(8):
+        while not a.transport.is_connected(NodeId("b")):
+            a.events.changed.clear()
+            await a.events.changed.wait()
+    assert a.transport.counters.connections == before + 1
+    await moved.transport.stop()
+
+
+async def test_another_under_a_members_name_is_a_guest_until_it_is_the_member():
+    first, second = ports(2)
+    a = Member("a", first, {"b": ports(1)[0]})
+    replacement = Member("b", second, {"a": first}, member_id=77)
+    await a.start()
+    await replacement.start()
+    await a.events.wait_for("guest", "b")
+    await a.events.wait_for("connected", "b")
+    a.transport.set_members([member_of("b", second, 77)])
+    assert a.events.seen[-1] == ("guest gone", "b")
+    assert a.transport.is_connected(NodeId("b"))
+    await replacement.transport.stop()
+    await a.transport.stop()
+
+
+async def test_who_was_removed_is_told_and_whoever_dials_it_is_not():
+    first, second = ports(2)
+    a, gone = Member("a", first, {"d": second}), Member("d", second, {"a": first}, member_id=13)
+    await a.start()
+    await gone.start()
+    await gone.events.wait_for("rejected", "a", "removed")
+    await a.events.wait_for("rejected", "d", "departed")
+    assert not a.transport.is_connected(NodeId("d"))
+    await gone.transport.stop()
+    await a.transport.stop()
+
+
+CHUNK = SnapshotChunk(1, 1, 1, b"", 0, bytes(1000), last=False)
+
+
+async def until_sent(member: Member, *, is_sent: bool = True) -> None:
+    """Send a chunk until it is on its way, or until it is not any more."""
+    async with asyncio.timeout(8):
+        while member.transport.send(NodeId("b"), CHUNK) is not is_sent:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+
+
+async def test_snapshots_have_a_connection_of_their_own(pair):
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    before = a.transport.counters.connections
+    await until_sent(a)
+    await b.events.wait_for("message", "a", CHUNK)
+    assert a.transport.counters.connections == before + 1
+    assert b.transport._inbound[NodeId("a")] is not b.transport._inbound_snapshots[NodeId("a")]
+    assert [event for event in a.events.seen if event[0] == "connected"] == [("connected", "b")]
+    # It ends alone, without a word about the peer, and is dialled again.
+    b.transport._inbound_snapshots[NodeId("a")].abort()
+    await until_sent(a, is_sent=False)
+    await until_sent(a)
+    assert a.transport.is_connected(NodeId("b"))
+    assert not any(event[0] == "disconnected" for event in a.events.seen)
+    a.transport.set_members([])
+    assert not a.transport.send(NodeId("b"), CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("channel", "message"),
+    [(Channel.MESSAGES, CHUNK), (Channel.SNAPSHOTS, ReadIndexRequest(1))],
+    ids=["chunk", "other"],
+)
+async def test_each_message_has_its_connection(pair, channel, message):
+    a, _b = pair
+    await a.events.wait_for("connected", "b")
+    reader, writer = await connect(a.port)
+    writer.write(hello(channel=channel))
+    assert isinstance(await read_handshake(reader), Welcome)
+    writer.write(encode_frame(encode(message)))
+    await wait_closed(reader)
+    await close(writer)
+    assert a.transport.counters.malformed == 1
+    assert ("message", "b", message) not in a.events.seen
+
+
+async def test_an_unknown_channel_is_no_greeting(pair):
+    a, _b = pair
+    reader, writer = await connect(a.port)
+    fields = (1, PROTOCOL_VERSION, CLUSTER, "b", 98, "storage-of-b", "a", "http://b", "127.0.0.1:1", 7)
+    writer.write(encode_frame(msgpack.packb(fields)))
+    await wait_closed(reader)
+    await close(writer)
+    assert a.transport.counters.malformed == 1
+
+
+async def test_who_was_replaced_is_heard_no_more(pair):
+    """What the old member still says must not count for the new one of its name."""
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    a.events.removed.add(ord("b"))
+    a.transport.set_members([member_of("b", b.port, 77)])
+    assert ("disconnected", "b") in a.events.seen
+    b.transport.send(NodeId("a"), ReadIndexRequest(1))
+    await b.events.wait_for("rejected", "a", "removed")
+    assert ("message", "b", ReadIndexRequest(1)) not in a.events.seen
+    assert not a.transport.is_connected(NodeId("b"))

@@ -89,13 +89,25 @@ class Store:
         return Written(self.revision, None)
 
 
+class NoPromotion:
+    def due(self):
+        return None
+
+
 class Node:
     def __init__(self) -> None:
         self.clock, self.store, self.timer = Clock(), Store(), LeaseClock(1.0)
         self.term: Term | None = Term(1)
         retention = Compactor(Retention(compact_keep_revisions=10))
         self.duties = LeaderDuties(
-            self.store, self.store, self.clock, self.timer, retention, Quota(0, "n1"), lambda: self.term
+            self.store,
+            self.store,
+            self.clock,
+            self.timer,
+            retention,
+            Quota(0, "n1"),
+            NoPromotion(),
+            lambda: self.term,
         )
         writes = Writes(self.store, ClusterTime(self.store, self.clock, lambda: self.term), 60)
         self.leases = Leases(

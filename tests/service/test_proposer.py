@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from raftkv.consensus.core import Slot
+from raftkv.consensus.entries import Slot
 from raftkv.errors import (
     InvalidRequest,
     LeadershipLost,

@@ -7,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.errors import ConfigurationError
+from raftkv.membership import initial_membership
 from raftkv.operations import DeleteOperation, KeySpan, PutOperation, RangeQuery, Transaction
 from raftkv.store.commands import Compact, Delete, GrantLease, Put, RevokeLease, Transact, encode_commands
 from raftkv.store.lmdb_backend import LmdbBackend
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
-from raftkv.store.rewriting import rewrite
-from raftkv.types import ClusterId, Index, Revision, Term
+from raftkv.store.rewriting import NewOwner, rewrite
+from raftkv.types import ClusterId, Index, Member, NodeId, Revision, Term
 from tests.simulation.disk import VirtualDisk
 
 OLD, NEW = ClusterId("0123456789abcdef"), ClusterId("fedcba9876543210")
+OWNER = NewOwner(NEW, initial_membership(NEW, [Member(NodeId("n9"), "h9:1")]))
 ALL = KeySpan(b"", None)
 
 keys = st.sampled_from([b"a", b"b", b"c" * 600, b"d"])
@@ -51,9 +53,10 @@ def content(machine: Machine, revision: int = 0) -> list[tuple[object, ...]]:
 
 def check(machine: Machine, backend, history: dict[int, list[tuple[object, ...]]], revision: int) -> None:
     existing = {lease.id for lease in machine.leases()}
-    info = rewrite(backend, NEW, revision)
+    info = rewrite(backend, OWNER, revision)
     assert (info.revision, info.cluster_id) == (revision, NEW)
     restored = Machine(backend, NEW)
+    assert restored.membership == OWNER.membership
     assert (restored.revision, restored.applied_index) == (revision, machine.applied_index)
     assert content(restored) == history[revision]
     for earlier in range(max(1, restored.compacted_revision), revision + 1):
@@ -106,5 +109,5 @@ def test_what_is_not_known_any_more_or_not_yet_is_refused(revision):
     apply(machine, Compact(Revision(4)))
     before = machine.state_hash()
     with pytest.raises(ConfigurationError, match="has the history from revision 4 to 6"):
-        rewrite(backend, NEW, revision)
+        rewrite(backend, OWNER, revision)
     assert machine.state_hash() == before

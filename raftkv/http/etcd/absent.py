@@ -27,13 +27,7 @@ _REFUSED = {
 
 _EMPTY = ("auth/disable", "auth/user/list", "auth/role/list")
 
-_UNIMPLEMENTED = (
-    "cluster/member/add",
-    "cluster/member/remove",
-    "cluster/member/update",
-    "cluster/member/promote",
-    "maintenance/downgrade",
-)
+_UNIMPLEMENTED = ("maintenance/downgrade",)
 
 
 class AbsentRequests:

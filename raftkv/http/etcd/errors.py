@@ -94,6 +94,13 @@ _KNOWN: Mapping[type[errors.RaftkvError], tuple[Code, str]] = {
     errors.LeaseNotFound: (Code.NOT_FOUND, "etcdserver: requested lease not found"),
     errors.LeaseExists: (Code.FAILED_PRECONDITION, "etcdserver: lease already exists"),
     errors.KeyMissing: (Code.INVALID_ARGUMENT, "etcdserver: key not found"),
+    errors.MemberMissing: (Code.NOT_FOUND, "etcdserver: member not found"),
+    errors.MemberExists: (Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists"),
+    errors.MembersUnsettled: (Code.UNAVAILABLE, "etcdserver: unhealthy cluster"),
+    errors.MemberChangeRefused: (
+        Code.FAILED_PRECONDITION,
+        "etcdserver: re-configuration failed due to not enough started members",
+    ),
     errors.SpaceExceeded: (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
     errors.NotLeader: (Code.UNAVAILABLE, LEADER_CHANGED),
     errors.NoLeader: (Code.UNAVAILABLE, NO_LEADER),

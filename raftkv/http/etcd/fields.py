@@ -134,6 +134,15 @@ class Fields:
             raise _wrong(name, value, "a list")
         return [Fields(item, self._depth + 1) for item in value]
 
+    def texts(self, name: str) -> list[str]:
+        """Return the texts of a list."""
+        value = self.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise _wrong(name, value, "a list of strings")
+        return value
+
     def choices(self, name: str, names: Sequence[str]) -> list[int]:
         """Return the enumerated values of a list."""
         value = self.get(name)

@@ -19,6 +19,7 @@ from raftkv.http.etcd.headers import Headers, Unary
 from raftkv.http.etcd.keys import KeyRequests
 from raftkv.http.etcd.leases import LeaseRequests
 from raftkv.http.etcd.maintenance import MaintenanceRequests
+from raftkv.http.etcd.members import MemberRequests
 from raftkv.http.etcd.messages import base64_text
 from raftkv.http.etcd.stream import ChunkedStream, Stream, WebSocketStream
 from raftkv.http.etcd.turns import TurnRequests
@@ -71,6 +72,7 @@ class Gateway:
             **KeyRequests(services.store, self._headers).handlers(),
             **leases.handlers(),
             **queues.handlers(),
+            **MemberRequests(services.cluster, services.members, self._headers).handlers(),
             **MaintenanceRequests(services, self._headers).handlers(),
             **AbsentRequests(self._headers).handlers(),
         }

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from raftkv.http.etcd.fields import Fields
-from raftkv.http.etcd.identity import cluster_number, member_number
+from raftkv.http.etcd.identity import cluster_number
 from raftkv.service.api import ClusterService, StoreService
 from raftkv.types import Revision
 
@@ -31,7 +31,7 @@ class Headers:
         own = self._cluster.own()
         return {
             "cluster_id": str(cluster_number(self._cluster.cluster_id)),
-            "member_id": str(member_number(self._cluster.cluster_id, own.name)),
+            "member_id": str(self._cluster.own_id()),
             "raft_term": str(own.term),
         }
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from raftkv.http.etcd.errors import Code, GatewayError, invalid
 from raftkv.http.etcd.fields import Fields
 from raftkv.http.etcd.headers import Document, Headers, Unary
-from raftkv.http.etcd.identity import member_number
 from raftkv.operations import Alarm, AlarmKind
 from raftkv.service.api import NodeServices
-from raftkv.types import NodeId, Role
+from raftkv.types import Role
 
 ETCD_VERSION = "3.4.23"
 """What clients choose their prefix and their fields by."""
@@ -36,7 +35,6 @@ class MaintenanceRequests:
     def handlers(self) -> Mapping[str, Unary]:
         """Return the handler of each path."""
         return {
-            "cluster/member/list": self._list_members,
             "maintenance/status": self._status,
             "maintenance/alarm": self._alarm,
             "maintenance/hash": self._hash,
@@ -44,18 +42,6 @@ class MaintenanceRequests:
             "maintenance/defragment": self._defragment,
             "maintenance/transfer-leadership": self._transfer_leadership,
         }
-
-    async def _list_members(self, _fields: Fields) -> Document:
-        members = [
-            {
-                "ID": self._number(member.name),
-                "name": member.name,
-                "peerURLs": [f"http://{member.peer_address}"],
-                "clientURLs": [] if url is None else [url],
-            }
-            for member, url in self._cluster.members()
-        ]
-        return {"header": self._headers.cluster_header(), "members": members}
 
     async def _status(self, _fields: Fields) -> Document:
         own = self._cluster.own()
@@ -129,4 +115,5 @@ class MaintenanceRequests:
         return self._headers.answer({})
 
     def _number(self, name: str) -> str:
-        return str(member_number(self._cluster.cluster_id, NodeId(name)))
+        """Return a member's number; that of one which is gone is not known any more."""
+        return str(next((member.id for member, _url in self._cluster.members() if member.name == name), 0))

@@ -1,0 +1,131 @@
+"""How a node with an empty data directory becomes a member of a cluster that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+
+from raftkv.client import Client, MemberList
+from raftkv.config import NodeConfig
+from raftkv.consensus.segments import recover
+from raftkv.errors import ConfigurationError, MemberExists, NotApplied, UnknownOutcome
+from raftkv.membership import MemberId
+from raftkv.runtime.clock import RealRandomness
+from raftkv.runtime.files import RealDirectory
+from raftkv.runtime.identity import Identity, has_identity, read_identity, store_identity
+from raftkv.types import Member, NodeId
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 3.0
+_PAUSE_SECONDS = 0.5
+_LOOKS_BEFORE_BOOTSTRAP = 3
+_LOOKS_BETWEEN_WORDS = 20
+
+
+async def join_if_new(config: NodeConfig) -> None:
+    """Make an empty data directory that of a member of the cluster to be joined; others are left as they are.
+
+    A node that may also begin a cluster with others looks a few times, and begins one when none runs. If that was
+    wrong, because the others were down too, they refuse it; then nothing is in its directory that anybody counts on,
+    and the next start joins after all.
+
+    Raises:
+        ConfigurationError: The cluster does not let it in, or not without being told to replace a member.
+        FatalError: What is in the directory does not check.
+    """
+    directory = RealDirectory(config.data_dir)
+    if not config.joining.urls or (has_identity(directory) and not _may_have_begun_in_vain(config, directory)):
+        return
+    looks = 0
+    while True:
+        answers = await _look(config)
+        if answers and has_identity(directory):
+            if not _is_another(read_identity(directory), answers):
+                return
+            shutil.rmtree(config.data_dir)
+            directory = RealDirectory(config.data_dir)
+        if answers:
+            identity = await _enter(config, answers)
+            if identity is not None:
+                store_identity(directory, identity)
+                logger.info("joined cluster %s as member %016x", identity.cluster_id, identity.member_id)
+                return
+        looks += 1
+        if config.initial_cluster and not answers and looks >= _LOOKS_BEFORE_BOOTSTRAP:
+            logger.info("no cluster runs at %s; beginning one", ", ".join(config.joining.urls))
+            return
+        if not answers and looks % _LOOKS_BETWEEN_WORDS == 1:
+            logger.info("waiting for the cluster at %s", ", ".join(config.joining.urls))
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _may_have_begun_in_vain(config: NodeConfig, directory: RealDirectory) -> bool:
+    """Whether a directory has nothing in it but what a node makes that never met its cluster."""
+    if not config.joining.replaces_lost or directory.child("snapshots").names():
+        return False
+    log = recover(directory.child("journal"), read_identity(directory).cluster_id, None)
+    return log.base_index == 1 and not log.entries
+
+
+def _is_another(identity: Identity, answers: list[MemberList]) -> bool:
+    """Whether the cluster knows this member with other data than it has now."""
+    known = [member for answer in answers if (member := answer.named(identity.name)) is not None]
+    return any(member.storage_id not in (None, identity.storage_id) for member in known)
+
+
+async def _look(config: NodeConfig) -> list[MemberList]:
+    """Ask every node that is known who belongs to its cluster."""
+    found = await asyncio.gather(*(_ask(url) for url in config.joining.urls))
+    return [answer for answer in found if answer is not None and answer.answered_by != config.name]
+
+
+async def _ask(url: str) -> MemberList | None:
+    async with Client([url], _ANSWER_SECONDS, _ANSWER_SECONDS) as client:
+        try:
+            return await client.members.list()
+        except NotApplied:
+            return None
+        except UnknownOutcome as error:
+            logger.warning("%s does not say who belongs to its cluster: %s", url, error)
+            return None
+
+
+async def _enter(config: NodeConfig, answers: list[MemberList]) -> Identity | None:
+    """Take the place that this node has in the cluster, or ask for one; None when that has to be looked at again."""
+    clusters = {answer.cluster_id for answer in answers}
+    if len(clusters) > 1:
+        raise ConfigurationError(f"the nodes to be joined belong to different clusters: {', '.join(sorted(clusters))}")
+    known = [member for answer in answers if (member := answer.named(config.name)) is not None]
+    ids = {member.id for member in known}
+    has_joined = any(member.storage_id is not None for member in known)
+    if len(ids) == 1 and len(known) == len(answers) and not has_joined:
+        return _identity(config, answers[0], known[0].id, known[0].peer_address)
+    if has_joined and not config.joining.replaces_lost:
+        raise ConfigurationError(
+            f"{config.name} is a member of cluster {answers[0].cluster_id} already, and {config.data_dir} is empty: "
+            f'if its data is lost, run "raftkv member replace {config.name}" first'
+        )
+    async with Client(config.joining.urls) as client:
+        try:
+            if has_joined:
+                await client.members.replace(config.name, config.advertise_peer)
+            elif not known:
+                await client.members.add(config.name, config.advertise_peer)
+        except MemberExists as error:
+            raise ConfigurationError(f"the cluster does not let {config.name} in: {error}") from error
+        except (NotApplied, UnknownOutcome) as error:
+            # Whatever became of it shows when the cluster is looked at again.
+            logger.warning("joining failed, trying again: %s", error)
+    return None
+
+
+def _identity(config: NodeConfig, cluster: MemberList, member_id: str, peer_address: str) -> Identity:
+    if peer_address != config.advertise_peer:
+        raise ConfigurationError(
+            f"the cluster knows {config.name} at {peer_address}, but its advertise-peer is {config.advertise_peer}"
+        )
+    initial = tuple(Member(NodeId(name), address) for name, address in cluster.initial_members)
+    token = RealRandomness().token()
+    return Identity(cluster.cluster_id, config.name, MemberId(int(member_id, 16)), token, initial)

@@ -1,0 +1,287 @@
+"""The connections of a transport, and how one to a peer is kept up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+from raftkv.consensus.messages import MalformedMessage
+from raftkv.runtime.framing import (
+    MAX_FRAME_BYTES,
+    MAX_HANDSHAKE_BYTES,
+    PROTOCOL_VERSION,
+    BadFrame,
+    Channel,
+    FrameReader,
+    Hello,
+    Rejected,
+    Welcome,
+    decode_handshake,
+    encode_handshake,
+)
+from raftkv.types import NodeId
+
+if TYPE_CHECKING:
+    from raftkv.runtime.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 5.0
+CONNECT_SECONDS = 2.0
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 1.0
+
+CONGESTED_BYTES = 8_388_608
+DRAINED_BYTES = 1_048_576
+MAX_BUFFERED_BYTES = 67_108_864
+"""Congestion keeps bulk away; what is sent all the same is refused from here on."""
+
+_DEAD_PEER_MILLISECONDS = 5000
+
+
+class InboundConnection(asyncio.Protocol):
+    """An accepted connection: says hello, then only receives."""
+
+    def __init__(self, owner: Transport) -> None:
+        self.peer: NodeId | None = None
+        self.member_id = 0
+        self.channel = Channel.MESSAGES
+        self._owner = owner
+        self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        self._transport = cast("asyncio.Transport", transport)
+        if not self._owner.admit(self):
+            self.abort()
+            return
+        _configure_socket(transport)
+        self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has arrived."""
+        try:
+            for payload in self._reader.feed(data):
+                if self.peer is None:
+                    self._shake_hands(payload)
+                else:
+                    self._owner.deliver(self, self.peer, payload)
+        except (BadFrame, MalformedMessage) as error:
+            self._owner.counters.malformed += 1
+            logger.warning("dropped the connection of %s: %s", self.peer or "a stranger", error)
+            self.abort()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Take note of the end."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._owner.forget(self)
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _shake_hands(self, payload: bytes) -> None:
+        assert self._transport is not None
+        hello = decode_handshake(payload)
+        if not isinstance(hello, Hello):
+            raise BadFrame("a connection that does not begin with a hello")
+        rejected = self._owner.check_hello(hello)
+        if rejected is not None:
+            self._owner.counters.rejected += 1
+            logger.warning("rejected a connection of %s: %s", hello.name, rejected.text)
+            self._transport.write(encode_handshake(rejected))
+            self._transport.close()
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        identity = self._owner.identity
+        welcome = Welcome(self._owner.name, identity.member_id, identity.storage_id, identity.client_url)
+        self._transport.write(encode_handshake(welcome))
+        self.peer = NodeId(hello.name)
+        self.member_id = hello.member_id
+        self.channel = Channel(hello.channel)
+        self._reader.max_bytes = MAX_FRAME_BYTES
+        self._owner.introduce(self, hello)
+
+
+class OutboundConnection(asyncio.Protocol):
+    """A dialled connection: hears a welcome, then only sends."""
+
+    def __init__(self, owner: Transport, peer: NodeId, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        self._owner = owner
+        self._peer = peer
+        self._channel = channel
+        self._loop = loop
+        self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._pending: list[bytes] = []
+        self.welcomed: asyncio.Future[Welcome | Rejected] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def can_take_more(self) -> bool:
+        """Whether there is room for another message."""
+        return self._transport is not None and self._transport.get_write_buffer_size() < MAX_BUFFERED_BYTES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        self._transport = cast("asyncio.Transport", transport)
+        _configure_socket(transport)
+        self._transport.set_write_buffer_limits(high=CONGESTED_BYTES, low=DRAINED_BYTES)
+        identity = self._owner.identity
+        hello = Hello(
+            PROTOCOL_VERSION,
+            identity.cluster_id,
+            self._owner.name,
+            identity.member_id,
+            identity.storage_id,
+            self._peer,
+            identity.client_url,
+            identity.peer_address,
+            self._channel,
+        )
+        self._transport.write(encode_handshake(hello))
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has arrived."""
+        try:
+            for payload in self._reader.feed(data):
+                self._shake_hands(payload)
+        except BadFrame as error:
+            self._owner.counters.malformed += 1
+            logger.warning("dropped the connection to %s: %s", self._peer, error)
+            self.abort()
+
+    def _shake_hands(self, payload: bytes) -> None:
+        answer = decode_handshake(payload)
+        if isinstance(answer, Hello) or self.welcomed.done():
+            raise BadFrame("data after the handshake on a connection that only sends")
+        self.welcomed.set_result(answer)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Take note of the end."""
+        # Whoever waited for it may have been cancelled, and the future with it.
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Take note that the peer is slow."""
+        if self._channel is Channel.MESSAGES:
+            self._owner.congestion(self._peer, is_congested=True)
+
+    def resume_writing(self) -> None:
+        """Take note that it has caught up."""
+        if self._channel is Channel.MESSAGES:
+            self._owner.congestion(self._peer, is_congested=False)
+
+    def write(self, frame: bytes) -> None:
+        """Send a frame with whatever else is sent in this pass of the event loop."""
+        if not self._pending:
+            self._loop.call_soon(self._flush)
+        self._pending.append(frame)
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(pending)
+
+
+class Link:
+    """Keeps one dialled connection to a peer up."""
+
+    def __init__(self, owner: Transport, peer: NodeId, address: str, channel: Channel = Channel.MESSAGES) -> None:
+        self.address = address
+        self.channel = channel
+        self.connection: OutboundConnection | None = None
+        self._owner = owner
+        self._peer = peer
+        host, _colon, port = address.rpartition(":")
+        self._host = host.strip("[]")
+        self._port = int(port)
+        self._hurry = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to dial."""
+        self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Give up, and close the connection; return what ends when that is done."""
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    def hurry(self) -> None:
+        """Do not wait for the next attempt."""
+        self._hurry.set()
+
+    async def _keep_connected(self) -> None:
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            self._hurry.clear()
+            if await self._connect_once():
+                delay = FIRST_RETRY_SECONDS
+                continue
+            try:
+                async with asyncio.timeout(delay * (0.5 + random.random())):
+                    await self._hurry.wait()
+            except TimeoutError:
+                delay = min(2 * delay, LONGEST_RETRY_SECONDS)
+
+    async def _connect_once(self) -> bool:
+        """Return after the connection has ended; whether it had been welcomed."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _transport, connection = await loop.create_connection(
+                    lambda: OutboundConnection(self._owner, self._peer, self.channel), self._host, self._port
+                )
+        except OSError:
+            # Not up, not resolvable yet, or unreachable: all of them are waited out alike.
+            return False
+        try:
+            return await self._use(connection)
+        finally:
+            connection.abort()
+
+    async def _use(self, connection: OutboundConnection) -> bool:
+        outcomes: list[asyncio.Future[Any]] = [connection.welcomed, connection.closed]
+        await asyncio.wait(outcomes, timeout=HANDSHAKE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not connection.welcomed.done():
+            return False
+        answer = connection.welcomed.result()
+        rejected = answer if isinstance(answer, Rejected) else self._owner.check_welcome(self._peer, answer)
+        if rejected is not None or not isinstance(answer, Welcome):
+            assert rejected is not None
+            self._owner.refused(self._peer, rejected)
+            return False
+        self.connection = connection
+        self._owner.linked(self._peer, answer, self)
+        try:
+            await connection.closed
+        finally:
+            self.connection = None
+            self._owner.unlinked(self._peer, self)
+        return True
+
+
+def _configure_socket(transport: asyncio.BaseTransport) -> None:
+    connection: socket.socket = transport.get_extra_info("socket")
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Data that nobody acknowledges ends the connection, long before TCP itself would give up.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MILLISECONDS)
