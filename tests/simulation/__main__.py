@@ -39,6 +39,7 @@ def main() -> int:
     began = time.monotonic()
     virtual, operations, violations = 0.0, 0, 0
     counts: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     runs = 0
     for seed in range(first, last + 1):
         if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
@@ -50,6 +51,7 @@ def main() -> int:
         virtual += outcome.virtual_seconds
         operations += outcome.operations
         counts.update(outcome.faults)
+        others.update(outcome.counts)
         if arguments.trace:
             print("\n".join(outcome.events))
         if arguments.digest:
@@ -72,6 +74,7 @@ def main() -> int:
         figures = {"runs": runs, "violations": violations, "operations": operations, "virtual hours": virtual / 3600}
         arguments.summary.write_text(json.dumps(figures))
     print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    print("also: " + ", ".join(f"{name} {count}" for name, count in sorted(others.items())))
     return 1 if violations else 0
 
 

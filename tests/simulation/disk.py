@@ -89,6 +89,9 @@ class VirtualDirectory:
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         return bytes(self._file(name).data[offset : offset + size])
 
+    def size(self, name: str) -> int:
+        return len(self._file(name).data)
+
     def create(self, name: str) -> VirtualAppendFile:
         self._disk.count()
         if name in self.files:

@@ -12,6 +12,7 @@ from raftkv.consensus.messages import AppendEntries, Message, RequestVote, Timeo
 from raftkv.errors import StorageFailed
 from raftkv.service.leases import LONGEST_STEP_SECONDS
 from raftkv.types import NodeId
+from tests.simulation.interruption import Interruption
 
 if TYPE_CHECKING:
     from tests.simulation.node import SimulatedNode
@@ -37,9 +38,18 @@ FAULTS = (
     "bit-flip",
     "stranger",
     "rogue",
+    "membership",
+    "interrupt",
+    "backup",
 )
 
-_BETWEEN_NODES = {"partition", "one-way", "break"}
+BEFORE_BACKUPS = frozenset(FAULTS) - {"interrupt", "backup"}
+"""Faults that leave snapshots on their way alone, and nothing that a cluster is restored from."""
+
+ON_FIRST_MEMBERS = BEFORE_BACKUPS - {"membership"}
+"""Those of them that leave the members as they are."""
+
+_BETWEEN_NODES = {"partition", "one-way", "break", "interrupt"}
 
 _MEAN_PAUSE_BETWEEN = 1.2
 
@@ -107,6 +117,9 @@ class FaultInjector:
             "bit-flip": self._bit_flip,
             "stranger": self._stranger,
             "rogue": self._rogue,
+            "membership": self._membership,
+            "interrupt": lambda: Interruption(world, self, self._rng).begin(),
+            "backup": lambda: world.archive.begin(self._rng),
         }
         # A run with few kinds of faults reaches states that a run with all of them never stays long enough for.
         enabled = sorted(world.plan.faults - (_BETWEEN_NODES if len(world.nodes) == 1 else set()))
@@ -138,7 +151,7 @@ class FaultInjector:
             if node.is_up and node.is_paused:
                 node.resume()
             if not node.is_up:
-                self._restart(node)
+                self.restart(node)
 
     def had_broken_disk(self, node: SimulatedNode) -> bool:
         """Whether a node's disk refused at some time of its life, the last one if it is dead."""
@@ -152,7 +165,7 @@ class FaultInjector:
             self._broken_disks[node.name] = node.generation
 
     def _next(self) -> None:
-        self._after(self._rng.expovariate(1 / _MEAN_PAUSE_BETWEEN), self._strike)
+        self.later(self._rng.expovariate(1 / _MEAN_PAUSE_BETWEEN), self._strike)
 
     def _strike(self) -> None:
         fault = self._rng.choice(self._enabled)
@@ -170,7 +183,8 @@ class FaultInjector:
         self._world.log(f"fault: {strike.fault}")
         self._actions[strike.fault]()
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something after a while, unless there is peace by then."""
         self._world.loop.call_later(seconds, lambda: action() if self._active else None)
 
     def _some_node(self) -> SimulatedNode | None:
@@ -183,24 +197,24 @@ class FaultInjector:
 
     def _loss(self) -> None:
         self._world.network.weather.loss = self._rng.choice([0.01, 0.1, 0.4])
-        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "loss", 0.0))
+        self.later(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "loss", 0.0))
 
     def _delay(self) -> None:
         self._world.network.weather.latency = self._rng.choice([0.01, 0.05, 0.3])
-        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "latency", 0.001))
+        self.later(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "latency", 0.001))
 
     def _duplicate(self) -> None:
         self._world.network.weather.duplicate = self._rng.choice([0.05, 0.3])
-        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "duplicate", 0.0))
+        self.later(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "duplicate", 0.0))
 
     def _reorder(self) -> None:
         self._world.network.weather.reorder = True
-        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "reorder", False))
+        self.later(self._rng.uniform(0.5, 4), lambda: setattr(self._world.network.weather, "reorder", False))
 
     def _cut(self, links: set[tuple[NodeId, NodeId]]) -> None:
         cut = self._world.network.weather.cut
         cut |= links
-        self._after(self._rng.uniform(0.3, 8), lambda: cut.difference_update(links))
+        self.later(self._rng.uniform(0.3, 8), lambda: cut.difference_update(links))
 
     def _partition(self) -> None:
         names = list(self._world.nodes)
@@ -225,14 +239,14 @@ class FaultInjector:
         node = self._some_node()
         if node is None:
             return
-        self._crash_node(node)
-        self._after(self._rng.uniform(0.05, 5), lambda: self._restart(node))
+        self.kill(node)
+        self.later(self._rng.uniform(0.05, 5), lambda: self.restart(node))
 
     def _crash_all(self) -> None:
         for node in self._world.nodes.values():
             if node.is_up:
-                self._crash_node(node)
-                self._after(self._rng.uniform(0.05, 2), lambda node=node: self._restart(node))  # type: ignore[misc]
+                self.kill(node)
+                self.later(self._rng.uniform(0.05, 2), lambda node=node: self.restart(node))  # type: ignore[misc]
 
     def _power_cut(self) -> None:
         """All nodes lose power at the worst moment: while most of them have something to sync."""
@@ -243,24 +257,26 @@ class FaultInjector:
         up = [node for node in self._world.nodes.values() if node.is_up]
         busy = [node for node in up if node.writer.is_busy]
         if 2 * len(busy) <= len(self._world.nodes) and patience:
-            self._after(0.002, lambda: self._await_busy_disks(patience - 1))
+            self.later(0.002, lambda: self._await_busy_disks(patience - 1))
             return
         self._world.slow_disks = False
         for node in up:
             self._world.log(f"{node.name} loses power")
             node.crash(power_loss=True)
-            self._after(self._rng.uniform(0.05, 2), lambda node=node: self._restart(node))  # type: ignore[misc]
+            self.later(self._rng.uniform(0.05, 2), lambda node=node: self.restart(node))  # type: ignore[misc]
 
-    def _crash_node(self, node: SimulatedNode) -> None:
+    def kill(self, node: SimulatedNode) -> None:
+        """End a node, with or without the power of its machine."""
         power_loss = self._rng.random() < 0.6
         self._world.log(f"{node.name} {'loses power' if power_loss else 'is killed'}")
         node.crash(power_loss=power_loss)
 
-    def _restart(self, node: SimulatedNode) -> None:
-        if node.is_up or self._world.start_node(node):
+    def restart(self, node: SimulatedNode) -> None:
+        """Start a node that is down; what must not start, because it has no disk or is removed, is left alone."""
+        if node.is_up or node.is_lost or node.is_retired or self._world.start_node(node):
             return
         if isinstance(node.failure, StorageFailed) and self._active:
-            self._after(0.5, lambda: self._restart(node))
+            self.later(0.5, lambda: self.restart(node))
         else:
             self._world.violate(f"{node.name} does not start: {node.failure}")
 
@@ -275,7 +291,7 @@ class FaultInjector:
             if node.is_up and node.generation == generation:
                 node.resume()
 
-        self._after(self._rng.choice([0.2, 1.5, 6.0]), resume)
+        self.later(self._rng.choice([0.2, 1.5, 6.0]), resume)
 
     def _clock(self) -> None:
         node = self._some_node()
@@ -301,7 +317,7 @@ class FaultInjector:
 
     def _slow_disk(self) -> None:
         self._world.slow_disks = True
-        self._after(self._rng.uniform(0.5, 4), lambda: setattr(self._world, "slow_disks", False))
+        self.later(self._rng.uniform(0.5, 4), lambda: setattr(self._world, "slow_disks", False))
 
     def _break_disk(self, node: SimulatedNode, attribute: str, value: object) -> None:
         self._broken_disks[node.name] = node.generation
@@ -309,9 +325,9 @@ class FaultInjector:
 
         def mend() -> None:
             self._mend_disk(node)
-            self._restart(node)
+            self.restart(node)
 
-        self._after(self._rng.uniform(0.2, 3), mend)
+        self.later(self._rng.uniform(0.2, 3), mend)
 
     def _mend_disk(self, node: SimulatedNode) -> None:
         node.disk.fail_syncs = node.disk.fail_writes = False
@@ -349,6 +365,9 @@ class FaultInjector:
         """The next append of a leader arrives with an entry of a type that raftkv never uses."""
         self._world.network.tamper = _with_another_type
 
+    def _membership(self) -> None:
+        self._world.operator.act(self._rng)
+
     def _bit_flip(self) -> None:
         """Damage a node's data at rest: it must refuse to start, or not have needed what was damaged."""
         node = self._some_node()
@@ -360,7 +379,7 @@ class FaultInjector:
         name = self._rng.choice(sorted(directory.files))
         size = len(directory.files[name].data)
         if not size:
-            self._after(0.1, lambda: self._restart(node))
+            self.later(0.1, lambda: self.restart(node))
             return
         bit = self._rng.randrange(8 * size)
         directory.flip_bit(name, bit)
@@ -372,4 +391,4 @@ class FaultInjector:
             node.crash(power_loss=False)
         if name in directory.files and len(directory.files[name].data) == size:
             directory.flip_bit(name, bit)
-        self._after(self._rng.uniform(0.05, 2), lambda: self._restart(node))
+        self.later(self._rng.uniform(0.05, 2), lambda: self.restart(node))

@@ -31,7 +31,7 @@ from raftkv.operations import (
     Watch,
 )
 from raftkv.service.watches import Watcher
-from raftkv.types import NodeId, Revision
+from raftkv.types import Revision
 from raftkv.verification.history import Kind, Operation, Outcome
 from tests.simulation.node import SimulatedNode
 
@@ -131,7 +131,7 @@ class Features:
         await asyncio.sleep(self._rng.expovariate(rate))
 
     def _anywhere(self) -> SimulatedNode | None:
-        node = self._rng.choice(list(self._world.nodes.values()))
+        node = self._rng.choice(self._world.present())
         leader = node.core.leader if node.is_up else None
         if leader is not None and self._rng.random() < 0.8:
             node = self._world.nodes[leader]
@@ -307,7 +307,7 @@ class Features:
         node: SimulatedNode | None = None
         while True:
             if node is None or not node.is_up or self._rng.random() < 0.3:
-                node = self._world.nodes[NodeId(self._rng.choice(list(self._world.nodes)))]
+                node = self._rng.choice(self._world.present())
             if not node.is_up:
                 await asyncio.sleep(0.1)
                 continue
@@ -330,8 +330,8 @@ class Features:
         gaps = watched.gaps
         expected = [
             (number, key)
-            for number, keys in sorted(self._world.changes.items())
-            for key in keys
+            for number, events in sorted(self._world.changes.items())
+            for key in (event.item.key for event in events)
             if number <= revision and key in watched.span and not any(first <= number <= last for first, last in gaps)
         ]
         if told != expected:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from raftkv.consensus.messages import Message, decode, encode
+from raftkv.membership import ClusterMember
 from raftkv.types import NodeId
 from tests.simulation.loop import SimulationLoop
 
@@ -43,6 +44,9 @@ class Endpoint:
     def send(self, peer: NodeId, message: Message) -> bool:
         return self._network.send(self.name, peer, message)
 
+    def set_members(self, members: Iterable[ClusterMember]) -> None:
+        self._network.reconsider(self.name)
+
     def client_url(self, peer: NodeId) -> str | None:
         return f"http://{peer}"
 
@@ -69,6 +73,7 @@ class Network:
         linked: Called with source and target when a connection is made.
         unlinked: Called with them when one is lost.
         is_up: Whether a node's process lives.
+        may_connect: Called with source and target when a connection could be made; whether they want it.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Network:
         linked: Callable[[NodeId, NodeId], None],
         unlinked: Callable[[NodeId, NodeId], None],
         is_up: Callable[[NodeId], bool],
+        may_connect: Callable[[NodeId, NodeId], bool],
     ) -> None:
         self._loop = loop
         self._rng = rng
@@ -87,13 +93,28 @@ class Network:
         self._linked = linked
         self._unlinked = unlinked
         self._is_up = is_up
-        self._links = [(source, target) for source in nodes for target in nodes if source != target]
+        self._may_connect = may_connect
+        self._nodes: list[NodeId] = []
+        self._links: list[tuple[NodeId, NodeId]] = []
+        for name in nodes:
+            self.add(name)
         self._last_number = 0
         self.connections: dict[tuple[NodeId, NodeId], _Connection] = {}
         self.weather = Weather()
         self.delivered = 0
         self.tamper: Callable[[Message], Message | None] | None = None
         self._poll()
+
+    def add(self, name: NodeId) -> None:
+        """Let another node have links to all others."""
+        self._nodes.append(name)
+        self._links = [(source, target) for source in self._nodes for target in self._nodes if source != target]
+
+    def reconsider(self, name: NodeId) -> None:
+        """Close the connections of a node that it does not want any more."""
+        for source, target in [link for link in self.connections if name in link]:
+            if not self._may_connect(source, target):
+                self._break(source, target)
 
     def send(self, source: NodeId, target: NodeId, message: Message) -> bool:
         """Put a message on its way; False without a connection."""
@@ -153,7 +174,8 @@ class Network:
             is_cut = (source, target) in self.weather.cut
             if connection is None:
                 both_ways = not is_cut and (target, source) not in self.weather.cut
-                if both_ways and self._is_up(source) and self._is_up(target):
+                are_up = self._is_up(source) and self._is_up(target)
+                if both_ways and are_up and self._may_connect(source, target):
                     self._last_number += 1
                     self.connections[source, target] = _Connection(self._last_number, now)
                     self._linked(source, target)
@@ -168,6 +190,8 @@ class Network:
         self._loop.call_later(self._rng.uniform(0.02, 0.15), self._poll)
 
     def _break(self, source: NodeId, target: NodeId) -> None:
-        del self.connections[source, target]
+        # Whoever is told of one may close others.
+        if self.connections.pop((source, target), None) is None:
+            return
         if self._is_up(source):
             self._unlinked(source, target)

@@ -6,10 +6,12 @@ import asyncio
 import contextvars
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import raftkv.consensus.core as core_module
+import raftkv.consensus.snapshot as snapshot_module
 from raftkv.config import Retention
 from raftkv.consensus import engine
 from raftkv.consensus.core import RaftCore
@@ -18,7 +20,10 @@ from raftkv.consensus.journal import Batch
 from raftkv.consensus.messages import Message
 from raftkv.consensus.segments import SegmentedLog
 from raftkv.errors import FatalError
+from raftkv.membership import MemberChange, MemberId, RemoveMember
 from raftkv.operations import Event
+from raftkv.runtime.backups import Backups
+from raftkv.runtime.identity import Identity, store_identity
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
@@ -27,6 +32,7 @@ from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases, SteadyClock
+from raftkv.service.members import Autopilot, AutopilotPolicy, Members, Promotion
 from raftkv.service.proposer import ProposerLimits
 from raftkv.service.store import Store
 from raftkv.service.turns import Turns
@@ -39,6 +45,7 @@ from tests.simulation.disk import SimulatedCrash, VirtualDisk
 from tests.simulation.network import Endpoint
 
 if TYPE_CHECKING:
+    from tests.simulation.archive import Restoration
     from tests.simulation.world import World
 
 CURRENT_NODE: contextvars.ContextVar[SimulatedNode | None] = contextvars.ContextVar("current_node", default=None)
@@ -55,16 +62,24 @@ POLICY = SnapshotPolicy(journal_bytes=3_000, journal_entries=60, tail_bytes=1_00
 IDEMPOTENCY_KEEP_SECONDS = 3600
 RETENTION = Retention(compact_keep_revisions=40)
 SEGMENT_BYTES = 4_096
-
+AUTOPILOT_DEAD_SECONDS = 2.0
 
 _BATCH_BYTES = 1_500
 _STEP_BYTES = 4_000
+_CHUNK_BYTES = 500
 
 
-def shrink_limits() -> None:
-    """Make the core's limits so small that the workload's short entries reach them."""
-    engine._BATCH_BYTES = _BATCH_BYTES
-    core_module._STEP_BYTES = _STEP_BYTES
+@contextmanager
+def small_limits(*, small_chunks: bool) -> Iterator[None]:
+    """Make limits so small that the workload's short entries and small stores reach them."""
+    before = engine._BATCH_BYTES, core_module._STEP_BYTES, snapshot_module.CHUNK_BYTES
+    engine._BATCH_BYTES, core_module._STEP_BYTES = _BATCH_BYTES, _STEP_BYTES
+    if small_chunks:
+        snapshot_module.CHUNK_BYTES = _CHUNK_BYTES
+    try:
+        yield
+    finally:
+        engine._BATCH_BYTES, core_module._STEP_BYTES, snapshot_module.CHUNK_BYTES = before
 
 
 class NodeClock:
@@ -114,6 +129,20 @@ class WatchedMachine(Machine):
         changes = super().take_events()
         self._node.world.on_changes(self._node, changes)
         return changes
+
+
+class WatchedAutopilot(Autopilot):
+    """The real autopilot, which tells the world what it does."""
+
+    def watch(self, node: SimulatedNode) -> None:
+        self._watched_by = node.world
+
+    def due(self) -> MemberChange | None:
+        change = super().due()
+        if isinstance(change, RemoveMember):
+            self._watched_by.counts["autopilot: removals"] += 1
+            self._watched_by.log(f"autopilot: {change}")
+        return change
 
 
 class PausableReplica(Replica):
@@ -227,6 +256,10 @@ class SimulatedNode:
         generation: Grows with each life; what was scheduled in an earlier one does not happen.
         is_up: Whether its process lives.
         is_paused: Whether it is stopped.
+        is_lost: Whether its disk is gone, so that it cannot be started.
+        is_retired: Whether it was removed from the cluster, and knows it.
+        was_started: Whether it was ever up.
+        guests: Peers that it listens to though they are no members that it knows.
         failure: The error that ended it, if one did.
         matched: Index and term of the entries of its log that were compared with those of others in this life.
     """
@@ -240,10 +273,32 @@ class SimulatedNode:
         self.generation = 0
         self.is_up = False
         self.is_paused = False
+        self.is_lost = False
+        self.is_retired = False
+        self.was_started = False
+        self.guests: set[NodeId] = set()
         self.failure: BaseException | None = None
         self._randomness = NodeRandomness(random.Random(world.rng.getrandbits(64)))
         self._backend: MemoryBackend | None = None
         self._context = contextvars.copy_context()
+
+    @property
+    def member_id(self) -> MemberId:
+        """Its id as a member."""
+        return self.storage.identity.member_id
+
+    def join(self, member_id: MemberId) -> None:
+        """Make an empty disk that of a member which was added."""
+        self._backend = None
+        cluster_id = self.world.cluster_id
+        store_identity(
+            self.disk.root, Identity(cluster_id, self.name, member_id, self._randomness.token(), self.members)
+        )
+
+    def restore(self, restoration: Restoration) -> None:
+        """Make an empty disk that of a member of a restored cluster."""
+        member = next(member for member in self.members if member.name == self.name)
+        restoration.restore(self.disk, member, self.members, self._randomness.token())
 
     def start(self) -> None:
         """Start its process.
@@ -261,34 +316,36 @@ class SimulatedNode:
         self.storage = recover_storage(
             self.disk.root, self.name, self.members, self._randomness, self._open_machine, SEGMENT_BYTES
         )
-        self.is_up = True
+        self.is_up = self.was_started = True
         self.is_paused = False
         self.failure = None
+        self.guests = set()
         self._build(self.storage)
 
     def _open_machine(self, cluster_id: ClusterId) -> Machine:
         if self._backend is None:
-            self._backend = MemoryBackend(self.disk.root.child("snapshots"))
+            self._backend = MemoryBackend(self.disk.root)
         machine = WatchedMachine(self._backend, cluster_id)
         machine.watch(self)
         return machine
 
     def _build(self, storage: Storage) -> None:
-        by_name = {member.name: member for member in self.members}
+        membership = storage.machine.membership
         core = RaftCore(
             self.name,
-            by_name,
+            membership.voters,
             storage.journal,
             storage.machine.applied_index,
             TIMING,
             self.clock,
             self._randomness,
             self.world.guards,
+            membership.learners,
         )
         self.core = core
         self.replica = PausableReplica(
-            self.name,
-            by_name,
+            storage.identity,
+            f"{self.name}:1",
             f"http://{self.name}",
             core,
             storage.journal,
@@ -305,7 +362,6 @@ class SimulatedNode:
             storage.journal,
             storage.machine,
             storage.catalog,
-            tuple(sorted(by_name)),
             POLICY,
             self.clock,
             self.replica.send,
@@ -337,9 +393,32 @@ class SimulatedNode:
             self.lease_clock,
             Compactor(RETENTION),
             Quota(0, self.name),
+            self._membership_duty(),
             self.replica.leading,
         )
+        self.backups = Backups(
+            self.disk.root.child("backups"),
+            storage.machine,
+            storage.identity.cluster_id,
+            self.replica.gate.wait,
+        )
+        self.membership_service = Members(
+            self.name,
+            storage.identity.cluster_id,
+            storage.identity.members,
+            self.replica,
+            self.replica.proposer,
+            self._randomness,
+        )
         self.replica.start(self.writer, Endpoint(self.world.network, self.name), self.keeper, self.duties)
+
+    def _membership_duty(self) -> Promotion | Autopilot:
+        if not self.world.has_autopilot:
+            return Promotion(self.replica)
+        policy = AutopilotPolicy(self.world.plan.nodes, AUTOPILOT_DEAD_SECONDS)
+        autopilot = WatchedAutopilot(self.replica, policy, self.clock)
+        autopilot.watch(self)
+        return autopilot
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something in this node's life, if it is still the same then."""

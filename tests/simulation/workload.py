@@ -25,14 +25,15 @@ class Workload:
 
     Args:
         world: The cluster.
+        first: Number before that of the first value that is written; all values must differ.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, first: int) -> None:
         self._world = world
         self._rng = world.rng
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
-        self._sequence = 0
+        self._sequence = first
         self.history: list[Operation] = []
         self.refused_values: set[bytes] = set()
         self.done = 0
@@ -49,7 +50,7 @@ class Workload:
 
     async def everybody_serves(self) -> bool:
         """Write through the leader and read the write at every node."""
-        nodes = list(self._world.nodes.values())
+        nodes = self._world.present()
         written = [
             await self._do("probe", node, Kind.PUT, _PROBE_KEY, self._next_value("probe"))
             for node in nodes
@@ -67,7 +68,7 @@ class Workload:
     async def read_everything(self) -> None:
         """Read every key at every node; the checker then knows whether anything acknowledged is missing."""
         await asyncio.gather(*self._tasks)
-        for node in self._world.nodes.values():
+        for node in self._world.present():
             for key in (*KEYS, _PROBE_KEY):
                 if await self._do("reader", node, Kind.GET, key, None) is not Outcome.DONE:
                     self._world.violate(f"{node.name} does not serve a read in peace")
@@ -77,8 +78,7 @@ class Workload:
         believed: NodeId | None = None
         while not self._stopped:
             await asyncio.sleep(rng.expovariate(12.0))
-            nodes = list(self._world.nodes.values())
-            node = rng.choice(nodes)
+            node = rng.choice(self._world.present())
             if believed is not None and rng.random() < 0.6:
                 node = self._world.nodes[believed]
             if not node.is_up:

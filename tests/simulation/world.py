@@ -10,17 +10,18 @@ import asyncio
 import hashlib
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-import raftkv.consensus.core as core_module
-from raftkv.consensus import engine
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from raftkv.consensus.messages import Message
-from raftkv.errors import FatalError, StorageFailed
+from raftkv.errors import FatalError, RemovedFromCluster, StorageFailed
+from raftkv.membership import Membership
 from raftkv.operations import Event, PutOperation, Refused, TransactionResult
+from raftkv.runtime.identity import cluster_id_of
 from raftkv.store.commands import (
     Guarded,
     MalformedCommand,
@@ -32,18 +33,24 @@ from raftkv.store.commands import (
 from raftkv.store.machine import Machine
 from raftkv.store.results import Result
 from raftkv.types import Member, NodeId, Written
+from raftkv.verification.history import Kind, Operation
+from raftkv.verification.history import Outcome as OperationOutcome
 from raftkv.verification.linearizability import Verdict, check_history
+from tests.simulation.archive import Archive, Restoration, values_of
 from tests.simulation.faults import FAULTS, FaultInjector, Strike
 from tests.simulation.features import Features
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.network import Network
-from tests.simulation.node import CURRENT_NODE, SimulatedNode, shrink_limits
-from tests.simulation.workload import Workload
+from tests.simulation.node import CURRENT_NODE, SimulatedNode, small_limits
+from tests.simulation.operator import Operator
+from tests.simulation.workload import KEYS, Workload
 
 PEACE_SECONDS = 40.0
 """Bound on the time after the last fault in which every node must serve writes and reads again."""
 
 _HASH_EVERY = 8
+_RESTORED_SECONDS = 8.0
+_SECOND_LIFE = 1_000_000
 
 
 class Violation(Exception):
@@ -61,6 +68,7 @@ class Plan:
         faults: Names of the faults that may happen.
         guards: Rules that are on.
         has_features: Whether there are clients of more than single keys.
+        has_autopilot: Whether the autopilot may be on, as it is in a third of the runs.
     """
 
     seed: int
@@ -69,6 +77,7 @@ class Plan:
     faults: frozenset[str] = frozenset(FAULTS)
     guards: Guards = ALL_GUARDS
     has_features: bool = True
+    has_autopilot: bool = True
 
 
 @dataclass(slots=True)
@@ -85,6 +94,7 @@ class Outcome:
         faults: How often each fault happened.
         digest: Digest of everything that happened; equal for equal plans.
         wasted_terms: Terms in which nobody led: campaigns that could not be won.
+        counts: How often some other things happened.
         events: Everything that happened, a line each.
         strikes: The faults, in their order.
     """
@@ -98,6 +108,7 @@ class Outcome:
     faults: dict[str, int]
     digest: str
     wasted_terms: int
+    counts: Counter[str] = field(default_factory=Counter)
     events: list[str] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
 
@@ -108,10 +119,14 @@ class World:
     Args:
         plan: What to do.
         strikes: Faults of an earlier run to repeat, instead of new ones.
+        restoration: What the cluster is restored from, instead of being a new one.
     """
 
-    def __init__(self, plan: Plan, strikes: Sequence[Strike] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, strikes: Sequence[Strike] | None = None, restoration: Restoration | None = None
+    ) -> None:
         self.plan = plan
+        self._restoration = restoration
         self.rng = random.Random(plan.seed)
         self.guards = plan.guards
         self.loop = SimulationLoop()
@@ -130,6 +145,11 @@ class World:
         self._noted = 0
         self._violation: str | None = None
         members = tuple(Member(NodeId(f"n{number}"), f"host{number}:1") for number in range(1, plan.nodes + 1))
+        self.initial_members = members
+        self.cluster_id = cluster_id_of(members) if restoration is None else restoration.cluster_id(members)
+        chance = random.Random(f"autopilot of {plan.seed}").random()
+        self.has_autopilot = plan.has_autopilot and "membership" in plan.faults and chance < 1 / 3
+        self.counts: Counter[str] = Counter()
         self.nodes = {member.name: SimulatedNode(self, member.name, members) for member in members}
         self.network = Network(
             self.loop,
@@ -139,26 +159,27 @@ class World:
             lambda source, target: self._tell(source, "on_connected", target),
             lambda source, target: self._tell(source, "on_disconnected", target),
             lambda name: self.nodes[name].is_up,
+            self._shake_hands,
         )
+        self.operator = Operator(self)
         self.faults = FaultInjector(self, strikes)
-        self.workload = Workload(self)
+        self.workload = Workload(self, 0 if restoration is None else _SECOND_LIFE)
         self.features = Features(self, plan.seed)
-        self.changes: dict[int, tuple[bytes, ...]] = {}
+        self.archive = Archive(self)
+        self.changes: dict[int, tuple[Event, ...]] = {}
         self._highest_token = 0
 
     def run(self) -> Outcome:
         """Do what the plan says."""
         logging.disable(logging.CRITICAL)
         asyncio.set_event_loop(self.loop)
-        limits = engine._BATCH_BYTES, core_module._STEP_BYTES
-        shrink_limits()
         try:
-            self.loop.run_until_complete(self._run())
+            with small_limits(small_chunks="interrupt" in self.plan.faults):
+                self.loop.run_until_complete(self._run())
         except Violation as violation:
             self._violation = self._violation or str(violation)
         finally:
             self._close()
-            engine._BATCH_BYTES, core_module._STEP_BYTES = limits
         history = self.workload.history
         text = "\n".join(self.events).encode()
         return Outcome(
@@ -171,6 +192,7 @@ class World:
             dict(sorted(self.faults.counts.items())),
             hashlib.sha256(text).hexdigest(),
             self._wasted_terms(),
+            self.counts,
             self.events,
             self.faults.strikes,
         )
@@ -179,19 +201,26 @@ class World:
         return max((node.core.term for node in self.nodes.values()), default=0) - len(self._leaders)
 
     def _close(self) -> None:
+        # What is cut off by the end of the run is nobody's fault.
+        self.loop.set_exception_handler(lambda *_: None)
         for node in self.nodes.values():
             node.crash(power_loss=False)
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(self.loop):
+            # Again and again: some clean up first, with the help of a thread that ended with its node.
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.wait(tasks, timeout=0.1))
         self.loop.close()
         asyncio.set_event_loop(None)
         logging.disable(logging.NOTSET)
 
     async def _run(self) -> None:
         for node in self.nodes.values():
+            if self._restoration is not None:
+                node.restore(self._restoration)
             node.start()
+        if self._restoration is not None:
+            self._check_restored(self._restoration)
         self.workload.start()
         if self.plan.has_features:
             self.features.start()
@@ -199,6 +228,7 @@ class World:
         await self._pass(self.plan.seconds)
         self.faults.stop()
         self.log("peace")
+        await self.operator.finish()
         await self._recover()
         self.workload.stop()
         self.features.stop()
@@ -206,6 +236,18 @@ class World:
         if self.plan.has_features:
             await self.features.check_the_end()
         self._check_the_end()
+
+    def _check_restored(self, restoration: Restoration) -> None:
+        """Check that every node has what it was restored from, and let the history begin with it."""
+        for node in self.nodes.values():
+            if values_of(node.storage.machine) != restoration.expected:
+                self.violate(f"{node.name} does not have what was restored")
+        for key in KEYS:
+            value = restoration.expected.get(key)
+            if value is not None:
+                self.workload.history.append(
+                    Operation("backup", key, Kind.PUT, value, -2.0, -1.0, OperationOutcome.DONE)
+                )
 
     async def _pass(self, seconds: float) -> None:
         end = self.loop.time() + seconds
@@ -282,9 +324,9 @@ class World:
     def on_changes(self, node: SimulatedNode, changes: Sequence[tuple[int, Event]]) -> None:
         """Check that every node sees the same changes at the same revision."""
         for revision, events in groupby(changes, key=lambda change: change[0]):
-            keys = tuple(event.item.key for _revision, event in events)
-            if self.changes.setdefault(revision, keys) != keys:
-                self.violate(f"{node.name} changed {keys} at revision {revision}, others {self.changes[revision]}")
+            changed = tuple(event for _revision, event in events)
+            if self.changes.setdefault(revision, changed) != changed:
+                self.violate(f"{node.name} changed {changed} at revision {revision}, others {self.changes[revision]}")
 
     def _note_commands(self, payload: bytes | None, results: Sequence[Result]) -> None:
         """Look at what an entry does, the first time that a node applies it."""
@@ -328,6 +370,9 @@ class World:
     def _check_log(self, node: SimulatedNode) -> None:
         """Check log matching: the same entry, after the same one, at the same index and term (Raft paper, 5.3)."""
         journal = node.storage.journal
+        if not journal.has_durable_term:
+            # An only voter leads at once. What it appends before its term is durable nobody else sees.
+            return
         for position in range(len(journal) - 1, 0, -1):
             command, index, term = journal[position]
             if (index, term) in node.matched:
@@ -339,9 +384,49 @@ class World:
             if self._logged.setdefault((index, term), entry) != entry:
                 self.violate(f"{node.name} has another entry {index} of term {term} than others have")
 
+    def present(self) -> list[SimulatedNode]:
+        """Return the nodes that are not removed, as far as any node knows."""
+        removed = self.latest_membership().removed
+        return [node for node in self.nodes.values() if not node.is_retired and node.member_id not in removed]
+
+    def latest_membership(self) -> Membership:
+        """Return the membership that most changes have led to."""
+        known = [node.storage.machine.membership for node in self.nodes.values() if node.was_started]
+        return max(known, key=lambda membership: membership.version)
+
+    def introduce(self, node: SimulatedNode) -> None:
+        """Let a new node take part."""
+        self.nodes[node.name] = node
+        self.network.add(node.name)
+        self.start_node(node)
+
+    def _shake_hands(self, source: NodeId, target: NodeId) -> bool:
+        """Do what a transport does before a connection is up, and with the members that it knows."""
+        dialler, acceptor = self.nodes[source], self.nodes[target]
+        known, mirrored = dialler.storage.machine.membership, acceptor.storage.machine.membership
+        if known.named(target) is None and target not in dialler.guests:
+            return False
+        if dialler.member_id in mirrored.removed:
+            dialler.enter(dialler.replica.on_failed, RemovedFromCluster(f"{target} says so"))
+            return False
+        if acceptor.member_id in known.removed:
+            return False
+        member = mirrored.named(source)
+        is_guest = member is None or member.id != dialler.member_id
+        if is_guest and source not in acceptor.guests:
+            acceptor.guests.add(source)
+            acceptor.enter(acceptor.replica.on_guest, source)
+        elif not is_guest and source in acceptor.guests:
+            acceptor.guests.discard(source)
+            acceptor.enter(acceptor.replica.on_guest_gone, source)
+        return True
+
     def on_fatal(self, node: SimulatedNode, error: BaseException) -> None:
-        """A node ended itself: right after a fault of its disk, wrong at any other time."""
+        """A node ended itself: removed, or right after a fault of its disk; wrong at any other time."""
         self.log(f"{node.name} ended: {type(error).__name__}")
+        if isinstance(error, RemovedFromCluster):
+            node.is_retired = True
+            return
         expected = isinstance(error, StorageFailed) and self.faults.had_broken_disk(node)
         if not expected:
             self.violate(f"{node.name} ended: {type(error).__name__}: {error}")
@@ -367,8 +452,12 @@ class World:
 
     def _tell(self, name: NodeId, event: str, *arguments: Any) -> None:
         node = self.nodes[name]
-        if node.is_up:
-            node.enter(getattr(node.replica, event), *arguments)
+        if not node.is_up:
+            return
+        node.enter(getattr(node.replica, event), *arguments)
+        if event == "on_disconnected" and arguments[0] in node.guests:
+            node.guests.discard(arguments[0])
+            node.enter(node.replica.on_guest_gone, *arguments)
 
     def _run_worker(self, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         node = CURRENT_NODE.get()
@@ -388,5 +477,32 @@ class World:
 
 
 def run_plan(plan: Plan, strikes: Sequence[Strike] | None = None) -> Outcome:
-    """Run one plan from the beginning to the end, with faults of its own or those of an earlier run."""
-    return World(plan, strikes).run()
+    """Run one plan from the beginning to the end, with faults of its own or those of an earlier run.
+
+    If a backup was taken, a new cluster is restored from the last one when everything is over, and has faults, too.
+    """
+    world = World(plan, strikes)
+    outcome = world.run()
+    if outcome.violation is not None or world.archive.last is None:
+        return outcome
+    second = replace(
+        plan, seconds=_RESTORED_SECONDS, faults=plan.faults - {"backup"}, has_features=False, has_autopilot=False
+    )
+    return _joined(outcome, World(second, None, world.archive.last).run())
+
+
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    """Return how a run ended whose cluster was restored in the end."""
+    return replace(
+        first,
+        violation=None if second.violation is None else f"after the restoration: {second.violation}",
+        virtual_seconds=first.virtual_seconds + second.virtual_seconds,
+        operations=first.operations + second.operations,
+        done=first.done + second.done,
+        applied=first.applied + second.applied,
+        faults=dict(sorted((Counter(first.faults) + Counter(second.faults)).items())),
+        digest=hashlib.sha256(f"{first.digest} {second.digest}".encode()).hexdigest(),
+        wasted_terms=max(first.wasted_terms, second.wasted_terms),
+        counts=first.counts + second.counts + Counter({"restored": 1}),
+        events=[*first.events, "restored", *second.events],
+    )
