@@ -26,6 +26,8 @@ from raftkv.runtime.clock import RealClock, RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
 from raftkv.runtime.framing import Rejected
 from raftkv.runtime.journal_writer import JournalWriter
+from raftkv.runtime.metrics import Metrics, NodeCollector, NodeParts
+from raftkv.runtime.peer_probe import PeerProbe
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
@@ -69,6 +71,7 @@ class Node:
         self._randomness = RealRandomness()
         self._stop_requested = asyncio.Event()
         self._fatal: BaseException | None = None
+        self._metrics = Metrics()
         self._rejected_by: dict[NodeId, str] = {}
 
     async def run(self) -> None:
@@ -121,8 +124,9 @@ class Node:
             self._clock,
             self._replica_settings(),
             self._fail,
+            self._metrics.observe_apply,
         )
-        writer = JournalWriter(storage.segments, replica.on_synced, replica.on_failed)
+        writer = JournalWriter(storage.segments, replica.on_synced, replica.on_failed, self._metrics.observe_sync)
         handler = _TransportEvents(self, replica, storage)
         transport = Transport(
             config.name,
@@ -165,6 +169,8 @@ class Node:
             replica.leading,
         )
         backups = self._backups(directory, storage, replica)
+        parts = NodeParts(replica, storage.machine, transport, snapshots, config.storage.quota_bytes)
+        self._metrics.register(NodeCollector(parts))
         front_end = FrontEnd(self._services(storage, replica, timer, steady, backups), FrontEndSettings())
         await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
 
@@ -210,6 +216,7 @@ class Node:
                 replica.proposer,
                 self._randomness,
             ),
+            metrics=self._metrics,
         )
 
     async def _run_parts(
@@ -223,6 +230,7 @@ class Node:
     ) -> None:
         config = self._config
         writer.start()
+        probe = asyncio.create_task(PeerProbe(replica, self._metrics).run())
         try:
             replica.start(writer, transport, snapshots, duties)
             await transport.start(config.listen_peer.host, config.listen_peer.port)
@@ -233,6 +241,7 @@ class Node:
             if self._fatal is None:
                 await replica.hand_over(_HAND_OVER_SECONDS)
         finally:
+            probe.cancel()
             await front_end.stop(_REQUEST_GRACE_SECONDS if self._fatal is None else 0.0)
             replica.stop()
             await snapshots.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ from raftkv.http.health import HealthApi
 from raftkv.http.keys import KeyApi
 from raftkv.http.leases import LeaseApi
 from raftkv.http.members import MembersApi
-from raftkv.http.open_ended import ClientGone, OpenEnded
+from raftkv.http.metrics import MetricsApi
+from raftkv.http.open_ended import LASTS, ClientGone, OpenEnded
 from raftkv.http.problems import problem_of
 from raftkv.http.routing import Methods, Router, options_response
 from raftkv.http.safeguards import election_prefix, lock_prefix
@@ -70,6 +72,7 @@ class FrontEnd:
 
     def __init__(self, services: NodeServices, settings: FrontEndSettings | None = None) -> None:
         self._settings = settings or FrontEndSettings()
+        self._metrics = services.metrics
         self._open_ended = OpenEnded()
         turns = Turns(services.store, services.leases, services.watches)
         self._gateway = Gateway(services, turns, self._open_ended, self._settings.request_timeout_seconds)
@@ -127,6 +130,15 @@ class FrontEnd:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, whatever happens: every error becomes a problem document here."""
+        began = time.monotonic()
+        response = await self._answer(request)
+        seconds = None if LASTS in request else time.monotonic() - began
+        api = "etcd" if request.raw_path.startswith(PREFIXES) else "native"
+        method = request.method if request.method in hdrs.METH_ALL else "other"
+        self._metrics.observe_request(api, method, response.status, seconds)
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         target = request.raw_path
         if self._stopping:
             return problem_of(ShuttingDown("the node is stopping"), target).response()
@@ -162,6 +174,7 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
         "/v1/cluster/members": {"GET": members.list, "HEAD": members.list, "POST": members.add},
         "/v1/cluster/leader": {"POST": about.transfer_leadership},
         "/v1/version": {"GET": about.version, "HEAD": about.version},
+        "/metrics": {"GET": MetricsApi(services.metrics).read},
         "/version": {"GET": about.etcd_version, "HEAD": about.etcd_version},
         "/health": {"GET": etcd_health.health, "HEAD": etcd_health.health},
     }

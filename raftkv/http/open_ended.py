@@ -14,6 +14,9 @@ from raftkv.http.connection import Connection
 WRITE_SECONDS = 30.0
 """A client that has not read for so long is cut off."""
 
+LASTS = web.RequestKey("lasts", bool)
+"""Key that marks such a request."""
+
 _Result = TypeVar("_Result")
 
 
@@ -38,6 +41,7 @@ class OpenEnded:
             ClientGone: The client is gone.
             ShuttingDown: The node is stopping.
         """
+        request[LASTS] = True
         connection = request.protocol
         assert isinstance(connection, Connection)
         working = asyncio.ensure_future(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -31,6 +32,7 @@ class JournalWriter:
         log: The durable half of the journal; only the thread touches it once ``start`` was called.
         on_synced: Called on the event loop with the position up to which everything is durable.
         on_failed: Called on the event loop, once, when a write or sync failed; nothing is written after that.
+        observe_sync: Called in the thread with the seconds that writing and syncing took.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class JournalWriter:
         log: SegmentedLog,
         on_synced: Callable[[int], None],
         on_failed: Callable[[FatalError], None],
+        observe_sync: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._log = log
         self._on_synced = on_synced
         self._on_failed = on_failed
+        self._observe_sync = observe_sync
         self._orders: SimpleQueue[Batch | _RemoveBefore | _Stop] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -83,7 +87,9 @@ class JournalWriter:
             pass
         batches = [order for order in orders if isinstance(order, Batch)]
         if batches:
+            began = time.monotonic()
             self._log.write(batches)
+            self._observe_sync(time.monotonic() - began)
             self._report_synced(batches[-1].position)
         for order in orders:
             if isinstance(order, _RemoveBefore):

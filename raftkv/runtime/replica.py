@@ -68,6 +68,10 @@ class Replica:
         clock: Monotonic time.
         settings: Periods and bounds.
         on_fatal: Called once with an error after which the node must stop.
+        observe_apply: Called with the seconds that applying entries took.
+
+    Attributes:
+        leader_changes: Leaders that this node has seen begin.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Replica:
         clock: Clock,
         settings: ReplicaSettings,
         on_fatal: Callable[[BaseException], None],
+        observe_apply: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._identity = identity
         self._name = identity.name
@@ -95,6 +100,7 @@ class Replica:
         self._clock = clock
         self._settings = settings
         self._on_fatal = on_fatal
+        self._observe_apply = observe_apply
         self._writer: JournalWriter | None = None
         self._transport: Transport | None = None
         self._snapshots: SnapshotKeeper | None = None
@@ -107,6 +113,8 @@ class Replica:
         self._storage_is_low = False
         self._next_disk_check = 0.0
         self._reported: tuple[Term, Role, NodeId | None] | None = None
+        self._last_led_term = Term(0)
+        self.leader_changes = 0
         self._role_changed = asyncio.Event()
         self._status_waiters: dict[int, asyncio.Future[NodeStatus]] = {}
         self._last_status_request = 0
@@ -441,7 +449,10 @@ class Replica:
         if not committed:
             return
         entries = [CommittedEntry(entry.index, entry.term, entry.payload) for entry in committed]
-        for entry, results in zip(committed, self._machine.apply(entries), strict=True):
+        began = self._clock.now()
+        results_of_entries = self._machine.apply(entries)
+        self._observe_apply(self._clock.now() - began)
+        for entry, results in zip(committed, results_of_entries, strict=True):
             self.proposer.applied(entry.index, entry.term, results)
         if self._journal.membership_changes:
             self._adopt_membership()
@@ -483,6 +494,9 @@ class Replica:
         if now != self._reported:
             self._reported = now
             self._role_changed.set()
+            if core.leader is not None and core.term != self._last_led_term:
+                self._last_led_term = core.term
+                self.leader_changes += 1
             logger.info("term %d: %s, leader %s", core.term, core.role.value, core.leader or "unknown")
 
     def _answer_status(self, peer: NodeId, request: StatusRequest) -> None:

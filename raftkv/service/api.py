@@ -420,6 +420,18 @@ class MembershipService(Protocol):
         ...
 
 
+class MetricsService(Protocol):
+    """What the node measures of itself."""
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the format that an ``Accept`` header asks for, and their content type."""
+        ...
+
+    def observe_request(self, api: str, method: str, status: int, seconds: float | None) -> None:
+        """Note an answer of an API (``native`` or ``etcd``); no seconds for one that lasts as long as its client."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class NodeServices:
     """Everything that a node does for its front-ends.
@@ -433,6 +445,7 @@ class NodeServices:
         backups: Backups.
         cluster: The nodes and their health.
         members: Changes of the membership.
+        metrics: What the node measures.
     """
 
     kv: KeyValueService
@@ -443,3 +456,4 @@ class NodeServices:
     backups: BackupService
     cluster: ClusterService
     members: MembershipService
+    metrics: MetricsService

@@ -86,6 +86,10 @@ class Proposer:
         refusal: Returns why this node cannot propose now (another leads, nobody leads, the disk is full, it is
             stopping), or None when it can.
         wake: Asks for a call of ``flush`` soon.
+
+    Attributes:
+        applied_commands: Commands that have ended in a result.
+        failed_commands: Commands that have ended in an error after they were queued.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class Proposer:
         self._in_flight: dict[Index, _Group] = {}
         self._pending_commands = 0
         self._pending_bytes = 0
+        self.applied_commands = 0
+        self.failed_commands = 0
 
     @property
     def pending_commands(self) -> int:
@@ -181,6 +187,7 @@ class Proposer:
             self._fail(group.waiters, lambda: Superseded(f"index {index} went to an entry of term {term}"))
             return
         self._forget(group.waiters)
+        self.applied_commands += len(group.waiters)
         for waiter, result in zip(group.waiters, results, strict=True):
             if not waiter.future.done():
                 waiter.future.set_result(result)
@@ -235,6 +242,7 @@ class Proposer:
 
     def _fail(self, waiters: Sequence[_Waiter], error: Callable[[], RaftkvError]) -> None:
         self._forget(waiters)
+        self.failed_commands += len(waiters)
         for waiter in waiters:
             if not waiter.future.done():
                 waiter.future.set_exception(error())

@@ -8,6 +8,7 @@ from raftkv.config import Retention
 from raftkv.errors import NotLeader
 from raftkv.membership import initial_membership
 from raftkv.runtime.backups import Backups
+from raftkv.runtime.metrics import Metrics
 from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
 from raftkv.service.compactor import Compactor
@@ -126,4 +127,5 @@ class InstantLog:
 def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
     """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
     log = log or InstantLog()
-    return NodeServices(kv, log.store, log.leases, log.watches, log.alarms, log.backups, cluster, log.members)
+    services = (kv, log.store, log.leases, log.watches, log.alarms, log.backups, cluster, log.members)
+    return NodeServices(*services, Metrics())
