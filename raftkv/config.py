@@ -207,6 +207,23 @@ class Replacing:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM with which both listeners speak TLS, and members with each other.
+
+    Attributes:
+        cert: The node's certificate, for its advertised names; shown to clients and to members, also to dial them.
+        key: The certificate's private key.
+        ca: Certificates by which members must be certified; whoever is can speak as a member.
+        client_ca: Certificates by which clients must be certified, None to ask them for no certificate.
+    """
+
+    cert: Path
+    key: Path
+    ca: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything that one node is told.
 
@@ -225,6 +242,7 @@ class NodeConfig:
         limits: Bounds of what may wait.
         retention: How much history is kept.
         replacing: Whether dead voters are replaced by themselves.
+        tls: Certificates, None to speak without TLS.
         log_format: How log records are written.
     """
 
@@ -241,6 +259,7 @@ class NodeConfig:
     limits: Limits = field(default_factory=Limits)
     retention: Retention = field(default_factory=Retention)
     replacing: Replacing = field(default_factory=Replacing)
+    tls: Tls | None = None
     log_format: LogFormat = LogFormat.TEXT
 
     def __post_init__(self) -> None:
@@ -253,6 +272,8 @@ class NodeConfig:
             ConfigurationError: Two of them contradict each other.
         """
         _check_listeners(self.listen_client, self.listen_peer)
+        if self.tls is not None:
+            _check_encrypted(self.advertise_client, *self.joining.urls)
         _check_no_duplicates("name", (member.name for member in self.initial_cluster))
         _check_no_duplicates("address", (member.peer_address for member in self.initial_cluster))
         listed = {member.name: member.peer_address for member in self.initial_cluster}
@@ -273,6 +294,12 @@ def _check_listeners(client: HostPort, peer: HostPort) -> None:
     same_host = client.host == peer.host or client.is_wildcard or peer.is_wildcard
     if client.port == peer.port and same_host:
         raise ConfigurationError(f"listen-client ({client}) and listen-peer ({peer}) would share a port")
+
+
+def _check_encrypted(*urls: str) -> None:
+    for url in urls:
+        if not url.startswith("https://"):
+            raise ConfigurationError(f"with TLS, clients and members are sent to https:// only, not to {url}")
 
 
 def _check_no_duplicates(what: str, values: Iterable[str]) -> None:

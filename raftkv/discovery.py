@@ -34,7 +34,7 @@ class PodIdentity:
     others: tuple[str, ...]
 
 
-def identity_of_pod(name: NodeId, service: str, replicas: int, ports: Ports) -> PodIdentity:
+def identity_of_pod(name: NodeId, service: str, replicas: int, ports: Ports, scheme: str) -> PodIdentity:
     """Return what a pod is.
 
     Args:
@@ -42,6 +42,7 @@ def identity_of_pod(name: NodeId, service: str, replicas: int, ports: Ports) -> 
         service: DNS name of the StatefulSet's headless service.
         replicas: Members that the cluster begins with; pods beyond them join it.
         ports: On what every member listens.
+        scheme: ``http`` or ``https``, which clients are served with.
 
     Raises:
         ConfigurationError: The name is none of a pod of the set.
@@ -55,5 +56,5 @@ def identity_of_pod(name: NodeId, service: str, replicas: int, ports: Ports) -> 
     firsts = [NodeId(f"{found['set']}-{number}") for number in range(replicas)]
     begins = ordinal < replicas
     members = tuple(Member(each, f"{each}.{service}:{ports.peer}") for each in firsts) if begins else ()
-    others = tuple(f"http://{each}.{service}:{ports.client}" for each in firsts if each != name)
+    others = tuple(f"{scheme}://{each}.{service}:{ports.client}" for each in firsts if each != name)
     return PodIdentity(f"{name}.{service}", members, others)

@@ -22,6 +22,7 @@ from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.membership import MemberId
 from raftkv.ports import Clock
 from raftkv.runtime.backups import Backups
+from raftkv.runtime.certificates import Certificates
 from raftkv.runtime.clock import RealClock, RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
 from raftkv.runtime.framing import Rejected
@@ -31,7 +32,7 @@ from raftkv.runtime.peer_probe import PeerProbe
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.runtime.replica import Replica, ReplicaSettings
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
-from raftkv.runtime.transport import LocalIdentity, Transport
+from raftkv.runtime.transport import LocalIdentity, MutualTls, Transport
 from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
 from raftkv.service.cluster import Cluster
@@ -72,6 +73,7 @@ class Node:
         self._stop_requested = asyncio.Event()
         self._fatal: BaseException | None = None
         self._metrics = Metrics()
+        self._certificates = None if config.tls is None else Certificates(config.tls)
         self._rejected_by: dict[NodeId, str] = {}
 
     async def run(self) -> None:
@@ -140,6 +142,7 @@ class Node:
             ),
             handler,
             on_fatal=self._fail,
+            tls=self._mutual_tls(),
         )
         snapshots = SnapshotKeeper(
             core,
@@ -173,6 +176,10 @@ class Node:
         self._metrics.register(NodeCollector(parts))
         front_end = FrontEnd(self._services(storage, replica, timer, steady, backups), FrontEndSettings())
         await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
+
+    def _mutual_tls(self) -> MutualTls | None:
+        certificates = self._certificates
+        return None if certificates is None else MutualTls(certificates.for_members, certificates.dialling)
 
     def _membership_duty(self, replica: Replica) -> MembershipDuty:
         replacing = self._config.replacing
@@ -230,18 +237,23 @@ class Node:
     ) -> None:
         config = self._config
         writer.start()
-        probe = asyncio.create_task(PeerProbe(replica, self._metrics).run())
+        background = [asyncio.create_task(PeerProbe(replica, self._metrics).run())]
+        tls = None
+        if self._certificates is not None:
+            tls = self._certificates.for_clients
+            background.append(asyncio.create_task(self._certificates.run()))
         try:
             replica.start(writer, transport, snapshots, duties)
             await transport.start(config.listen_peer.host, config.listen_peer.port)
-            await front_end.start(config.listen_client.host, config.listen_client.port)
+            await front_end.start(config.listen_client.host, config.listen_client.port, tls)
             logger.info("raftkv %s: %s serves clients on %s", __version__, config.name, config.advertise_client)
             await self._stop_requested.wait()
             logger.info("stopping")
             if self._fatal is None:
                 await replica.hand_over(_HAND_OVER_SECONDS)
         finally:
-            probe.cancel()
+            for task in background:
+                task.cancel()
             await front_end.stop(_REQUEST_GRACE_SECONDS if self._fatal is None else 0.0)
             replica.stop()
             await snapshots.stop()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raftkv.config import HostPort, Joining, Limits, LogFormat, NodeConfig, Replacing, Retention, Storage, Timing
+from raftkv.config import HostPort, Joining, Limits, LogFormat, NodeConfig, Replacing, Retention, Storage, Timing, Tls
 from raftkv.discovery import Ports, identity_of_pod
 from raftkv.errors import ConfigurationError
 from raftkv.types import Member, NodeId
@@ -86,7 +86,7 @@ def _parse_log_format(text: str) -> LogFormat:
         raise ConfigurationError(f"{text!r} is not {choices}") from None
 
 
-def _parse_data_dir(text: str) -> Path:
+def _parse_path(text: str) -> Path:
     if "\0" in text:
         raise ConfigurationError("a path cannot contain a NUL")
     return Path(text)
@@ -149,13 +149,13 @@ def parse_initial_cluster(text: str) -> tuple[Member, ...]:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("name", "NAME", "This member's name, unique in its cluster.", "default", _parse_name),
-    Setting("data-dir", "DIR", "Directory of this member's data.", "./raftkv-data", _parse_data_dir),
+    Setting("data-dir", "DIR", "Directory of this member's data.", "./raftkv-data", _parse_path),
     Setting("listen-client", "HOST:PORT", "Where to listen for clients.", "127.0.0.1:2379", HostPort.parse),
     Setting(
         "advertise-client",
         "URL",
         "URL at which clients reach this node.",
-        "http:// and listen-client",
+        "http:// (https:// with TLS) and listen-client",
         _parse_client_url,
     ),
     Setting("listen-peer", "HOST:PORT", "Where to listen for other members.", "127.0.0.1:2380", HostPort.parse),
@@ -275,6 +275,28 @@ SETTINGS: tuple[Setting, ...] = (
         "600",
         _parse_seconds,
     ),
+    Setting(
+        "tls-cert",
+        "FILE",
+        "Certificate (PEM) of this node: with it, tls-key and tls-ca, clients and members are spoken with over TLS.",
+        "none",
+        _parse_path,
+    ),
+    Setting("tls-key", "FILE", "Private key (PEM) of tls-cert.", "none", _parse_path),
+    Setting(
+        "tls-ca",
+        "FILE",
+        "Certificates (PEM) by which every member must be certified; whoever is can speak as a member.",
+        "none",
+        _parse_path,
+    ),
+    Setting(
+        "tls-client-ca",
+        "FILE",
+        "Certificates (PEM) by which clients must be certified; without it they need no certificate.",
+        "none",
+        _parse_path,
+    ),
     Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),
 )
 """Every setting of a node, in the order of ``--help``."""
@@ -358,6 +380,7 @@ def _parse(setting: Setting, text: str, source: str) -> Any:
         raise ConfigurationError(f"{source}: {error}") from None
 
 
+_TLS_KEYS = ("tls_cert", "tls_key", "tls_ca")
 _AUTOPILOT_KEYS = ("autopilot_voters", "autopilot_dead_after_s")
 _STORAGE_KEYS = ("min_free_bytes", "snapshot_journal_bytes", "snapshot_bytes_per_s", "quota_bytes")
 
@@ -375,7 +398,7 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
     listen_peer = values.get("listen_peer", HostPort("127.0.0.1", 2380))
     advertise_client = values.get("advertise_client")
     if advertise_client is None:
-        advertise_client = f"http://{_reachable('client', listen_client)}"
+        advertise_client = f"{_scheme(values)}://{_reachable('client', listen_client)}"
     advertise_peer = values.get("advertise_peer")
     if advertise_peer is None:
         advertise_peer = _reachable("peer", listen_peer)
@@ -397,6 +420,7 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
         replacing=Replacing(
             **{key.removeprefix("autopilot_"): values[key] for key in _AUTOPILOT_KEYS if key in values}
         ),
+        tls=_tls(values),
         log_format=values.get("log_format", LogFormat.TEXT),
     )
 
@@ -412,11 +436,15 @@ def _discovered(values: Mapping[str, Any]) -> dict[str, Any]:
     listen_peer = values.get("listen_peer", HostPort("0.0.0.0", 2380))  # noqa: S104 - likewise
     replicas = values.get("discover_replicas", 1)
     pod = identity_of_pod(
-        values["name"], values["discover_service"], replicas, Ports(listen_client.port, listen_peer.port)
+        values["name"],
+        values["discover_service"],
+        replicas,
+        Ports(listen_client.port, listen_peer.port),
+        _scheme(values),
     )
     return {
         "replace_lost": bool(pod.others),
-        "advertise_client": f"http://{pod.host}:{listen_client.port}",
+        "advertise_client": f"{_scheme(values)}://{pod.host}:{listen_client.port}",
         "advertise_peer": f"{pod.host}:{listen_peer.port}",
         **values,
         "listen_client": listen_client,
@@ -424,6 +452,20 @@ def _discovered(values: Mapping[str, Any]) -> dict[str, Any]:
         "initial_cluster": pod.members,
         "join": pod.others,
     }
+
+
+def _scheme(values: Mapping[str, Any]) -> str:
+    return "https" if "tls_cert" in values else "http"
+
+
+def _tls(values: Mapping[str, Any]) -> Tls | None:
+    given = [key for key in (*_TLS_KEYS, "tls_client_ca") if key in values]
+    missing = [key.replace("_", "-") for key in _TLS_KEYS if key not in values]
+    if not given:
+        return None
+    if missing:
+        raise ConfigurationError(f"{given[0].replace('_', '-')} means nothing without {' and '.join(missing)}")
+    return Tls(values["tls_cert"], values["tls_key"], values["tls_ca"], values.get("tls_client_ca"))
 
 
 def _reachable(side: str, listen: HostPort) -> str:

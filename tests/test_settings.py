@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from raftkv.config import HostPort, LogFormat
+from raftkv.config import HostPort, LogFormat, Tls
 from raftkv.errors import ConfigurationError
 from raftkv.settings import SETTINGS, build_config, parse_initial_cluster, parse_toml
 from raftkv.types import Member
@@ -133,3 +136,32 @@ def test_members_are_listed_in_order_and_ipv6_keeps_its_brackets():
     members = parse_initial_cluster("b=[::1]:2, a=host:1")
     assert members == (Member("b", "[::1]:2"), Member("a", "host:1"))
     assert HostPort.parse("[0:0::1]:2").host == "::1"
+
+
+TLS = {"tls_cert": "n1.crt", "tls_key": "n1.key", "tls_ca": "ca.crt"}
+
+
+def test_with_certificates_everything_is_advertised_with_https():
+    config = build_config(TLS, {}, {})
+    assert config.advertise_client == "https://127.0.0.1:2379"
+    assert config.tls == Tls(Path("n1.crt"), Path("n1.key"), Path("ca.crt"))
+    assert build_config({**TLS, "tls_client_ca": "c.crt"}, {}, {}).tls.client_ca == Path("c.crt")
+    pod = {"RAFTKV_NAME": "store-1", "RAFTKV_DISCOVER_SERVICE": "store-peers", "RAFTKV_DISCOVER_REPLICAS": "2"}
+    discovered = build_config(TLS, pod, {})
+    assert discovered.advertise_client == "https://store-1.store-peers:2379"
+    assert discovered.joining.urls == ("https://store-0.store-peers:2379",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tls_cert": "c"}, "tls-cert means nothing without tls-key and tls-ca"),
+        ({"tls_cert": "c", "tls_key": "k"}, "tls-cert means nothing without tls-ca"),
+        ({"tls_client_ca": "c"}, "tls-client-ca means nothing without tls-cert and tls-key and tls-ca"),
+        ({**TLS, "advertise_client": "http://10.0.0.1:2379"}, "to https:// only, not to http://10.0.0.1:2379"),
+        ({**TLS, "join": "http://10.0.0.2:2379"}, "to https:// only, not to http://10.0.0.2:2379"),
+    ],
+)
+def test_half_of_tls_is_refused(given, message):
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        build_config(given, {}, {})

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 
-from raftkv.client import Client, MemberList
+from raftkv.client import Client, MemberList, TlsFiles
 from raftkv.config import NodeConfig
 from raftkv.consensus.segments import recover
 from raftkv.errors import ConfigurationError, MemberExists, NotApplied, UnknownOutcome
@@ -77,12 +77,17 @@ def _is_another(identity: Identity, answers: list[MemberList]) -> bool:
 
 async def _look(config: NodeConfig) -> list[MemberList]:
     """Ask every node that is known who belongs to its cluster."""
-    found = await asyncio.gather(*(_ask(url) for url in config.joining.urls))
+    found = await asyncio.gather(*(_ask(url, _tls(config)) for url in config.joining.urls))
     return [answer for answer in found if answer is not None and answer.answered_by != config.name]
 
 
-async def _ask(url: str) -> MemberList | None:
-    async with Client([url], _ANSWER_SECONDS, _ANSWER_SECONDS) as client:
+def _tls(config: NodeConfig) -> TlsFiles | None:
+    """Return what this node shows to others as a client of theirs."""
+    return None if config.tls is None else TlsFiles(config.tls.ca, config.tls.cert, config.tls.key)
+
+
+async def _ask(url: str, tls: TlsFiles | None) -> MemberList | None:
+    async with Client([url], _ANSWER_SECONDS, _ANSWER_SECONDS, tls=tls) as client:
         try:
             return await client.members.list()
         except NotApplied:
@@ -107,7 +112,7 @@ async def _enter(config: NodeConfig, answers: list[MemberList]) -> Identity | No
             f"{config.name} is a member of cluster {answers[0].cluster_id} already, and {config.data_dir} is empty: "
             f'if its data is lost, run "raftkv member replace {config.name}" first'
         )
-    async with Client(config.joining.urls) as client:
+    async with Client(config.joining.urls, tls=_tls(config)) as client:
         try:
             if has_joined:
                 await client.members.replace(config.name, config.advertise_peer)

@@ -17,6 +17,7 @@ from raftkv.client.leases import HeldLease
 from raftkv.client.members import KnownMember, MemberList
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.watch import Change, WatchedChange
+from raftkv.tls import TlsFiles
 
 __all__ = [
     "BlockingClient",
@@ -38,6 +39,7 @@ __all__ = [
     "Missing",
     "NotAcquired",
     "Stored",
+    "TlsFiles",
     "UnexpectedAnswer",
     "Unreachable",
     "WatchedChange",

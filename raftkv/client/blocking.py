@@ -20,6 +20,7 @@ from raftkv.client.leases import HeldLease
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.watch import Change
 from raftkv.operations import Compare, EventKind, Lease, LeaseTime, Operation, TransactionResult
+from raftkv.tls import TlsFiles
 from raftkv.types import Condition, Consistency, KeyValue, Revision
 
 _Result = TypeVar("_Result")
@@ -32,9 +33,11 @@ class BlockingClient:
         endpoints: URLs of nodes, asked in this order until one serves.
         timeout_seconds: Time in which a request must be served by anybody.
         attempt_timeout_seconds: Time after which one node's silence ends a try.
+        tls: Certificates for ``https://`` endpoints, None to trust whom the system trusts and show nothing.
 
     Raises:
         InvalidRequest: An endpoint is malformed, or there is none.
+        ConfigurationError: A file of ``tls`` cannot be used.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class BlockingClient:
         endpoints: Sequence[str],
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         attempt_timeout_seconds: float = DEFAULT_ATTEMPT_TIMEOUT_SECONDS,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self._client = Client(endpoints, timeout_seconds, attempt_timeout_seconds)
+        self._client = Client(endpoints, timeout_seconds, attempt_timeout_seconds, tls=tls)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
 

@@ -53,6 +53,7 @@ from raftkv.client.txn import TransactionBuilder
 from raftkv.client.watch import Change, observe_leaders, watch_changes, watch_parameters
 from raftkv.errors import InvalidRequest
 from raftkv.operations import EventKind, Lease, LeaseTime, Transaction, TransactionResult
+from raftkv.tls import TlsFiles, dialling_context
 from raftkv.types import Condition, Consistency, KeyRange, KeyValue, Revision
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -76,9 +77,11 @@ class Client:
         endpoints: URLs of nodes, asked in this order until one serves.
         timeout_seconds: Time in which a request must be served by anybody.
         attempt_timeout_seconds: Time after which one node's silence ends a try.
+        tls: Certificates for ``https://`` endpoints, None to trust whom the system trusts and show nothing.
 
     Raises:
         InvalidRequest: An endpoint is malformed, or there is none.
+        ConfigurationError: A file of ``tls`` cannot be used.
 
     Attributes:
         members: Who belongs to the cluster, and changes of that.
@@ -89,8 +92,11 @@ class Client:
         endpoints: Sequence[str],
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         attempt_timeout_seconds: float = DEFAULT_ATTEMPT_TIMEOUT_SECONDS,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self._dispatcher = Dispatcher(list(endpoints), timeout_seconds, attempt_timeout_seconds)
+        context = None if tls is None else dialling_context(tls.authority, tls.certificate, tls.key)
+        self._dispatcher = Dispatcher(list(endpoints), timeout_seconds, attempt_timeout_seconds, tls=context)
         self.members = MembersClient(self._dispatcher)
 
     async def __aenter__(self) -> Self:

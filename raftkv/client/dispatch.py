@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Dispatcher:
         timeout_seconds: Time until a request is given up.
         attempt_timeout_seconds: Time until one endpoint's answer is given up.
         jitter: Returns a number in [0, 1), by which waiting clients are spread.
+        tls: Context for ``https://`` endpoints, None to trust whom the system trusts.
 
     Raises:
         InvalidRequest: An endpoint is malformed, or there is none.
@@ -95,18 +97,20 @@ class Dispatcher:
         timeout_seconds: float,
         attempt_timeout_seconds: float,
         jitter: Callable[[], float] = random.random,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._endpoints = list(parse_endpoints(endpoints))
         self._timeout_seconds = timeout_seconds
         self._attempt_timeout_seconds = attempt_timeout_seconds
         self._jitter = jitter
+        self._tls = tls
         self._leader: URL | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         """Get ready to send."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_IDLE_CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=_MAX_IDLE_CONNECTIONS, ssl=self._tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"raftkv/{__version__}"},
             auto_decompress=False,

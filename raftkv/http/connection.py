@@ -118,7 +118,9 @@ class Connection(web.RequestHandler):
             self._lost.set()
             return False
         self._fail_unfinished_bodies(truncated())
-        return bool(self._messages) or self._waiter is None or self._waiter.done()
+        is_encrypted = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
+        # TLS ends both directions at once.
+        return not is_encrypted and (bool(self._messages) or self._waiter is None or self._waiter.done())
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Release what belongs to the connection."""

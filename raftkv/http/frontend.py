@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ from raftkv.http.turns import ElectionApi, LockApi
 from raftkv.http.watch import WatchApi
 from raftkv.service.api import NodeServices
 from raftkv.service.turns import Turns
+from raftkv.tls import HANDSHAKE_SECONDS
 
 _CLIENT_GONE = 499
 """nginx's status of requests whose client did not wait; only the access log sees it."""
@@ -85,12 +86,13 @@ class FrontEnd:
         self._listener: asyncio.Server | None = None
         self._stopping = False
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
         """Listen and serve.
 
         Args:
             host: Name or address to listen on.
             port: Port, 0 for any free one.
+            tls: Context to speak TLS with, None to speak without.
 
         Returns:
             The address that it listens on.
@@ -106,7 +108,14 @@ class FrontEnd:
             access_log=self._settings.access_log,
         )
         try:
-            listener = await loop.create_server(server, host, port, backlog=BACKLOG)
+            listener = await loop.create_server(
+                server,
+                host,
+                port,
+                backlog=BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS,
+            )
         except (OSError, OverflowError) as error:
             raise ConfigurationError(f"cannot listen for clients on {host}:{port}: {error}") from error
         self._server, self._listener = server, listener
@@ -130,9 +139,10 @@ class FrontEnd:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, whatever happens: every error becomes a problem document here."""
-        began = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         response = await self._answer(request)
-        seconds = None if LASTS in request else time.monotonic() - began
+        seconds = None if LASTS in request else clock() - began
         api = "etcd" if request.raw_path.startswith(PREFIXES) else "native"
         method = request.method if request.method in hdrs.METH_ALL else "other"
         self._metrics.observe_request(api, method, response.status, seconds)

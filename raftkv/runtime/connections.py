@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from raftkv.consensus.messages import MalformedMessage
@@ -213,6 +214,7 @@ class Link:
         self._port = int(port)
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._warned_of = ""
 
     def start(self) -> None:
         """Begin to dial."""
@@ -241,14 +243,26 @@ class Link:
             except TimeoutError:
                 delay = min(2 * delay, LONGEST_RETRY_SECONDS)
 
+    def _warn(self, text: str) -> None:
+        """Say what is wrong, once until something else is."""
+        if text != self._warned_of:
+            self._warned_of = text
+            logger.warning("%s", text)
+
     async def _connect_once(self) -> bool:
         """Return after the connection has ended; whether it had been welcomed."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _transport, connection = await loop.create_connection(
-                    lambda: OutboundConnection(self._owner, self._peer, self.channel), self._host, self._port
+                    lambda: OutboundConnection(self._owner, self._peer, self.channel),
+                    self._host,
+                    self._port,
+                    ssl=None if self._owner.tls is None else self._owner.tls.dialling,
                 )
+        except ssl.SSLError as error:
+            self._warn(f"TLS with {self._peer} at {self.address} failed: {error}")
+            return False
         except OSError:
             # Not up, not resolvable yet, or unreachable: all of them are waited out alike.
             return False
@@ -261,7 +275,10 @@ class Link:
         outcomes: list[asyncio.Future[Any]] = [connection.welcomed, connection.closed]
         await asyncio.wait(outcomes, timeout=HANDSHAKE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not connection.welcomed.done():
+            if connection.closed.done():
+                self._warn(f"{self._peer} at {self.address} says nothing and hangs up; is TLS on at one of us only?")
             return False
+        self._warned_of = ""
         answer = connection.welcomed.result()
         rejected = answer if isinstance(answer, Rejected) else self._owner.check_welcome(self._peer, answer)
         if rejected is not None or not isinstance(answer, Welcome):

@@ -14,6 +14,9 @@ from typing import Any
 
 import msgpack
 
+from raftkv.config import HostPort
+from raftkv.errors import ConfigurationError
+
 PROTOCOL_VERSION = 1
 
 MAX_FRAME_BYTES = 16_777_216
@@ -133,7 +136,16 @@ def decode_handshake(payload: bytes) -> Handshake:
     message: Handshake = kind(*fields[1:])
     if isinstance(message, Hello) and message.channel not in list(Channel):
         raise BadFrame(f"channel {message.channel} is unknown")
+    if isinstance(message, Hello):
+        _check_address(message.peer_address)
     return message
+
+
+def _check_address(text: str) -> None:
+    try:
+        HostPort.parse(text)
+    except ConfigurationError as error:
+        raise BadFrame(f"a peer address that cannot be dialled: {error}") from error
 
 
 class FrameReader:

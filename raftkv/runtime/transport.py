@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime.connections import InboundConnection, Link
 from raftkv.runtime.framing import PROTOCOL_VERSION, BadFrame, Channel, Hello, Rejected, Welcome, encode_frame
+from raftkv.tls import HANDSHAKE_SECONDS
 from raftkv.types import ClusterId, NodeId
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,19 @@ class LocalIdentity:
     storage_id: str
     client_url: str
     peer_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class MutualTls:
+    """How members speak TLS.
+
+    Attributes:
+        accepting: Context for connections that others dial; they must show a certificate.
+        dialling: Context for connections that this node dials.
+    """
+
+    accepting: ssl.SSLContext
+    dialling: ssl.SSLContext
 
 
 @dataclass(slots=True)
@@ -110,6 +125,7 @@ class Transport:
         identity: What this node says of itself.
         handler: Who is told what happens.
         on_fatal: Called with an error that ``handler`` raised; the node cannot go on.
+        tls: Contexts to speak TLS with, None to speak without.
     """
 
     def __init__(
@@ -119,10 +135,12 @@ class Transport:
         identity: LocalIdentity,
         handler: TransportHandler,
         on_fatal: Callable[[BaseException], None],
+        tls: MutualTls | None = None,
     ) -> None:
         self.name = name
         self.identity = identity
         self.counters = TransportCounters()
+        self.tls = tls
         self._members = {member.name: member for member in members if member.name != name}
         self._handler = handler
         self._on_fatal = on_fatal
@@ -150,7 +168,13 @@ class Transport:
         """
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: InboundConnection(self), host, port)
+            self._server = await loop.create_server(
+                lambda: InboundConnection(self),
+                host,
+                port,
+                ssl=None if self.tls is None else self.tls.accepting,
+                ssl_handshake_timeout=None if self.tls is None else HANDSHAKE_SECONDS,
+            )
         except OSError as error:
             raise ConfigurationError(
                 f"the peer address {host}:{port} cannot be listened on: {error.strerror or error}"

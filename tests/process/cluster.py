@@ -94,13 +94,16 @@ class NodeProcess:
         """Return status and JSON, or the bytes when the answer is none; status 0 when nobody answers."""
         request = urllib.request.Request(f"{self.url}{path}", data=body, method=method)
         try:
-            with _opener.open(request, timeout=timeout) as answer:
+            with self.open(request, timeout) as answer:
                 return answer.status, _content(answer)
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, _content(error)
         except OSError:
             return 0, None
+
+    def open(self, request: urllib.request.Request, timeout: float) -> Any:
+        return _opener.open(request, timeout=timeout)
 
     def wait_ready(self) -> None:
         """Wait until it serves linearizable requests."""

@@ -1,0 +1,43 @@
+"""Certificates for tests, made on the spot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+
+@dataclass(frozen=True)
+class TestAuthority:
+    """An authority, and what it certifies.
+
+    Attributes:
+        directory: Where its files are.
+    """
+
+    __test__ = False
+
+    directory: Path
+    authority: trustme.CA
+
+    @classmethod
+    def create(cls, directory: Path) -> TestAuthority:
+        """Make an authority; its certificate is ``ca.crt``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(directory / "ca.crt")
+        return cls(directory, authority)
+
+    @property
+    def certificate(self) -> Path:
+        """The authority's own certificate."""
+        return self.directory / "ca.crt"
+
+    def certify(self, name: str, *hosts: str) -> tuple[Path, Path]:
+        """Make a certificate for some hosts, again if there is one; return it and its key."""
+        issued = self.authority.issue_cert(*hosts, common_name=name)
+        certificate, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        issued.private_key_pem.write_to_path(key)
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        return certificate, key
