@@ -379,6 +379,14 @@ def test_what_is_no_handshake_is_refused(payload):
         decode_handshake(payload)
 
 
+@pytest.mark.parametrize("address", ["", "nowhere", "10.0.0.1:0", "10.0.0.1:99999"])
+def test_a_peer_address_that_cannot_be_dialled_is_refused(address):
+    hello = Hello(PROTOCOL_VERSION, CLUSTER, "b", 2, "s", "a", "http://b", address, Channel.MESSAGES)
+    (payload,) = FrameReader(MAX_FRAME_BYTES).feed(encode_handshake(hello))
+    with pytest.raises(BadFrame, match="cannot be dialled"):
+        decode_handshake(payload)
+
+
 def test_the_protocol_has_a_version():
     assert framing.PROTOCOL_VERSION >= 1
 
