@@ -55,6 +55,8 @@ def main() -> int:
         failed += _run_tests(tally, "kills", _KILLS, "tests/process/test_kills.py", "RAFTKV_TEST_KILLS")
         chaos = "tests/process/test_chaos.py::test_a_cluster_keeps_its_promises_under_every_fault"
         failed += _run_tests(tally, "seconds of chaos", _CHAOS_SECONDS, chaos, "RAFTKV_TEST_CHAOS_SECONDS")
+        crash_points = "tests/process/test_crash_points.py"
+        failed += _run_tests(tally, "times every crash point", 1, crash_points, "RAFTKV_TEST_CRASH_STRIDE")
         print(f"so far: {tally}", flush=True)
     return 1 if failed else 0
 

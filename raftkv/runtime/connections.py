@@ -42,6 +42,9 @@ MAX_BUFFERED_BYTES = 67_108_864
 
 _DEAD_PEER_MILLISECONDS = 5000
 
+_HUNG_UP_OFTEN = 3
+"""In a row: once happens when a peer just ends."""
+
 
 class InboundConnection(asyncio.Protocol):
     """An accepted connection: says hello, then only receives."""
@@ -215,6 +218,7 @@ class Link:
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._warned_of = ""
+        self._hung_up = 0
 
     def start(self) -> None:
         """Begin to dial."""
@@ -275,10 +279,11 @@ class Link:
         outcomes: list[asyncio.Future[Any]] = [connection.welcomed, connection.closed]
         await asyncio.wait(outcomes, timeout=HANDSHAKE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not connection.welcomed.done():
-            if connection.closed.done():
+            self._hung_up += connection.closed.done()
+            if self._hung_up >= _HUNG_UP_OFTEN:
                 self._warn(f"{self._peer} at {self.address} says nothing and hangs up; is TLS on at one of us only?")
             return False
-        self._warned_of = ""
+        self._warned_of, self._hung_up = "", 0
         answer = connection.welcomed.result()
         rejected = answer if isinstance(answer, Rejected) else self._owner.check_welcome(self._peer, answer)
         if rejected is not None or not isinstance(answer, Welcome):
