@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from raftkv.errors import ConfigurationError
-from raftkv.runtime.backup_files import sync_directory
+from raftkv.runtime.files import sync_directory
 
 _NAME = re.compile(r"raftkv-\d{8}T\d{6}Z-r\d+\.snapshot")
 _PIECE_BYTES = 1_048_576

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 
 from raftkv.client import Client, MemberList, TlsFiles
 from raftkv.config import NodeConfig
@@ -12,8 +11,8 @@ from raftkv.consensus.segments import recover
 from raftkv.errors import ConfigurationError, MemberExists, NotApplied, UnknownOutcome
 from raftkv.membership import MemberId
 from raftkv.runtime.clock import RealRandomness
-from raftkv.runtime.files import RealDirectory
-from raftkv.runtime.identity import Identity, has_identity, read_identity, store_identity
+from raftkv.runtime.files import DataDirectoryLock, RealDirectory
+from raftkv.runtime.identity import Identity, give_up_directory, has_identity, read_identity, store_identity
 from raftkv.types import Member, NodeId
 
 logger = logging.getLogger(__name__)
@@ -35,17 +34,22 @@ async def join_if_new(config: NodeConfig) -> None:
         ConfigurationError: The cluster does not let it in, or not without being told to replace a member.
         FatalError: What is in the directory does not check.
     """
-    directory = RealDirectory(config.data_dir)
-    if not config.joining.urls or (has_identity(directory) and not _may_have_begun_in_vain(config, directory)):
+    if not config.joining.urls:
         return
+    directory = RealDirectory(config.data_dir)
+    with DataDirectoryLock(config.data_dir):
+        if not has_identity(directory) or _may_have_begun_in_vain(config, directory):
+            await _join(config, directory)
+
+
+async def _join(config: NodeConfig, directory: RealDirectory) -> None:
     looks = 0
     while True:
-        answers = await _look(config)
+        answers, reasons = await _look(config)
         if answers and has_identity(directory):
             if not _is_another(read_identity(directory), answers):
                 return
-            shutil.rmtree(config.data_dir)
-            directory = RealDirectory(config.data_dir)
+            give_up_directory(config.data_dir)
         if answers:
             identity = await _enter(config, answers)
             if identity is not None:
@@ -57,7 +61,7 @@ async def join_if_new(config: NodeConfig) -> None:
             logger.info("no cluster runs at %s; beginning one", ", ".join(config.joining.urls))
             return
         if not answers and looks % _LOOKS_BETWEEN_WORDS == 1:
-            logger.info("waiting for the cluster at %s", ", ".join(config.joining.urls))
+            logger.info("waiting for the cluster to be joined: %s", "; ".join(reasons))
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
@@ -75,10 +79,11 @@ def _is_another(identity: Identity, answers: list[MemberList]) -> bool:
     return any(member.storage_id not in (None, identity.storage_id) for member in known)
 
 
-async def _look(config: NodeConfig) -> list[MemberList]:
-    """Ask every node that is known who belongs to its cluster."""
+async def _look(config: NodeConfig) -> tuple[list[MemberList], list[str]]:
+    """Ask every node that is known who belongs to its cluster; return their answers, and why others gave none."""
     found = await asyncio.gather(*(_ask(url, _tls(config)) for url in config.joining.urls))
-    return [answer for answer in found if answer is not None and answer.answered_by != config.name]
+    answers = [answer for answer in found if isinstance(answer, MemberList) and answer.answered_by != config.name]
+    return answers, [answer for answer in found if isinstance(answer, str)]
 
 
 def _tls(config: NodeConfig) -> TlsFiles | None:
@@ -86,15 +91,12 @@ def _tls(config: NodeConfig) -> TlsFiles | None:
     return None if config.tls is None else TlsFiles(config.tls.ca, config.tls.cert, config.tls.key)
 
 
-async def _ask(url: str, tls: TlsFiles | None) -> MemberList | None:
+async def _ask(url: str, tls: TlsFiles | None) -> MemberList | str:
     async with Client([url], _ANSWER_SECONDS, _ANSWER_SECONDS, tls=tls) as client:
         try:
             return await client.members.list()
-        except NotApplied:
-            return None
-        except UnknownOutcome as error:
-            logger.warning("%s does not say who belongs to its cluster: %s", url, error)
-            return None
+        except (NotApplied, UnknownOutcome) as error:
+            return str(error)
 
 
 async def _enter(config: NodeConfig, answers: list[MemberList]) -> Identity | None:

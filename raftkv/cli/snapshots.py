@@ -11,8 +11,9 @@ from raftkv.cli.endpoints import run_with_client, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes
 from raftkv.client import Client
 from raftkv.consensus.snapshot import SnapshotManifest
-from raftkv.runtime.backup_files import BackupReader, restore_backup, sync_directory, verify_backup
+from raftkv.runtime.backup_files import BackupReader, restore_backup, verify_backup
 from raftkv.runtime.clock import RealRandomness
+from raftkv.runtime.files import sync_directory
 from raftkv.settings import parse_initial_cluster
 from raftkv.types import Consistency, NodeId
 

@@ -7,7 +7,6 @@ backup and its members, so that nodes of both refuse each other, and all members
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from raftkv.errors import ConfigurationError, CorruptData
 from raftkv.membership import initial_member_id, initial_membership
 from raftkv.ports import Directory, Randomness
 from raftkv.runtime.backups import MAGIC
-from raftkv.runtime.files import RealDirectory
+from raftkv.runtime.files import RealDirectory, sync_directory
 from raftkv.runtime.identity import Identity, listing_of, store_identity
 from raftkv.store.rewriting import NewOwner, rewrite_copy
 from raftkv.types import ClusterId, Member, NodeId
@@ -223,12 +222,3 @@ def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
             yield piece
-
-
-def sync_directory(path: Path) -> None:
-    """Return when the names in a directory would survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

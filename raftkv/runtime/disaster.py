@@ -15,10 +15,9 @@ from raftkv.consensus.entries import payload_of
 from raftkv.consensus.snapshot import FORMAT_VERSION, SnapshotManifest, measure
 from raftkv.errors import ConfigurationError
 from raftkv.membership import Membership
-from raftkv.runtime.backup_files import sync_directory
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.clock import RealRandomness
-from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
+from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id, sync_directory
 from raftkv.runtime.identity import Identity, read_identity
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.store.machine import CommittedEntry, open_machine

@@ -59,7 +59,7 @@ class RealDirectory:
             created = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             if created:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         except OSError as error:
             raise ConfigurationError(f"the data directory {path} cannot be made: {error.strerror}") from error
         if not os.access(path, os.W_OK | os.X_OK):
@@ -129,7 +129,7 @@ class RealDirectory:
 
     def sync(self) -> None:
         """Make creations, renames and removals durable."""
-        _sync_directory(self._path)
+        sync_directory(self._path)
 
     def child(self, name: str) -> RealDirectory:
         """Return a subdirectory, created durably when missing."""
@@ -181,7 +181,8 @@ def boot_id() -> str:
         return f"unknown-{os.getpid()}-{time.time_ns()}"
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make creations, renames and removals in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

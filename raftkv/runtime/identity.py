@@ -8,13 +8,16 @@ has forgotten its votes and acknowledgements and could vote twice (H12k).
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import orjson
 
 from raftkv.errors import ConfigurationError, CorruptData, ForeignData
 from raftkv.membership import MemberId, initial_member_id
 from raftkv.ports import Directory, Randomness
+from raftkv.runtime.files import sync_directory
 from raftkv.types import ClusterId, Member, NodeId
 
 _FILE_NAME = "identity.json"
@@ -59,6 +62,22 @@ def store_identity(directory: Directory, identity: Identity) -> None:
 def has_identity(directory: Directory) -> bool:
     """Whether a data directory belongs to somebody."""
     return _FILE_NAME in directory.names()
+
+
+def give_up_directory(path: Path) -> None:
+    """Remove everything that raftkv keeps in a data directory, whose lock is held, so that its owner can be another.
+
+    The identity goes last: whatever a crash leaves belongs to somebody still.
+
+    Args:
+        path: The data directory. It stays, and so does what others put into it: it may be the root of a volume.
+    """
+    for name in ("journal", "snapshots", "store", "backups"):
+        if (path / name).exists():
+            shutil.rmtree(path / name)
+    sync_directory(path)
+    (path / _FILE_NAME).unlink()
+    sync_directory(path)
 
 
 def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ...], randomness: Randomness) -> Identity:
