@@ -33,9 +33,10 @@ lint: $(VENV)/.installed-dev
 test: lint
 	rm -rf .coverage
 	mkdir -p .coverage
-	(nice $(BIN)/python -m tests.simulation --today 300 --nodes 3 && \
+	($(BIN)/pytest tests/simulation && $(BIN)/coverage run -m pytest tests/k8s && \
+	nice $(BIN)/python -m tests.simulation --today 300 --nodes 3 && \
 	nice $(BIN)/python -m tests.simulation --today 200 --nodes 5) > .simulation.log 2>&1 & simulated=$$!; \
-	$(BIN)/coverage run -m pytest; tested=$$?; \
+	$(BIN)/coverage run -m pytest --ignore=tests/simulation --ignore=tests/k8s; tested=$$?; \
 	wait $$simulated; found=$$?; cat .simulation.log; test $$tested = 0 && test $$found = 0
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
