@@ -1,8 +1,9 @@
 """Backup, restart and restore of a store with many keys: ``python -m benchmarks.backup``.
 
 Three nodes on loopback are loaded with keys. Then: how long a backup takes and how many writes a node accepts
-meanwhile, compared with the same time before; how long a node takes from kill -9 to serving linearizable reads again;
-and how long a restore takes. Memory is that of the leader at the end, mapped files left out.
+meanwhile, compared with the same time before, and while the nodes take snapshots of themselves; how long a node takes
+from kill -9 to serving linearizable reads again; and how long a restore takes. Memory is that of the leader at the end,
+mapped files left out.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.cluster import BenchmarkCluster
 from benchmarks.load import Job, Measured, run_load
 from benchmarks.machine import describe_machine
+from benchmarks.snapshots import measure_beside_snapshots
 
 
 def main() -> None:
@@ -27,6 +30,12 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--value-bytes", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=8.0, help="measured time of each load (default: %(default)s)")
+    parser.add_argument(
+        "--snapshot-seconds",
+        type=float,
+        default=40.0,
+        help="time of the load in which the nodes' own snapshots are watched (default: %(default)s)",
+    )
     parser.add_argument("--directory", type=Path, help="where the data goes: the disk that is measured")
     arguments = parser.parse_args()
     print(describe_machine(arguments.directory))
@@ -48,6 +57,12 @@ def main() -> None:
         share = during.per_second / before.per_second
         print(f"writes:   {before.per_second:,.0f}/s before, {during.per_second:,.0f}/s beside backups ({share:.0%})")
         print(f"p99:      {before.p99_ms:.0f} ms before, {during.p99_ms:.0f} ms beside backups")
+        own = measure_beside_snapshots(cluster, leader, replace(job, seconds=arguments.snapshot_seconds))
+        print(f"snapshot: {own.size / 1e6:,.0f} MB in {own.seconds:.2f} s, median of {own.snapshots} of all nodes")
+        share = own.during / own.otherwise
+        print(
+            f"writes:   {own.during:,.0f}/s while some node takes one, {own.otherwise:,.0f}/s otherwise ({share:.0%})"
+        )
         memory = cluster.private_bytes(leader)
         print(
             f"restart:  {_restart(cluster, leader):.2f} s from kill -9 to a linearizable read, a new process included"

@@ -175,7 +175,7 @@ class Node:
         parts = NodeParts(replica, storage.machine, transport, snapshots, config.storage.quota_bytes)
         self._metrics.register(NodeCollector(parts))
         front_end = FrontEnd(self._services(storage, replica, timer, steady, backups), FrontEndSettings())
-        await self._run_parts(writer, replica, transport, snapshots, duties, front_end)
+        await self._run_parts(writer, replica, transport, snapshots, duties, backups, front_end)
 
     def _mutual_tls(self) -> MutualTls | None:
         certificates = self._certificates
@@ -233,6 +233,7 @@ class Node:
         transport: Transport,
         snapshots: SnapshotKeeper,
         duties: LeaderDuties,
+        backups: Backups,
         front_end: FrontEnd,
     ) -> None:
         config = self._config
@@ -254,6 +255,7 @@ class Node:
         finally:
             for task in background:
                 task.cancel()
+            backups.hurry()
             await front_end.stop(_REQUEST_GRACE_SECONDS if self._fatal is None else 0.0)
             replica.stop()
             await snapshots.stop()

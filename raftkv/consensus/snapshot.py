@@ -155,13 +155,27 @@ class SnapshotCatalog:
         if (size, digest) != (manifest.size, manifest.sha256):
             raise CorruptData(path, 0, f"{size} bytes do not match the manifest's {manifest.size} bytes and digest")
 
-    def adopt_copy(self, index: Index, term: Term, revision: Revision, members: tuple[NodeId, ...]) -> SnapshotManifest:
+    def adopt_copy(
+        self,
+        index: Index,
+        term: Term,
+        revision: Revision,
+        members: tuple[NodeId, ...],
+        pace: Callable[[int], None] = lambda _size: None,
+    ) -> SnapshotManifest:
         """Make the copy at ``copy_path`` a snapshot.
+
+        Args:
+            index: The last log index that it covers.
+            term: Term of that entry.
+            revision: The store's revision in it.
+            members: The voters at that time.
+            pace: Called with the bytes of each piece that is read to check it; may wait.
 
         Raises:
             OSError: The disk refused; the copy is no snapshot then.
         """
-        size, digest = measure(self._directory, _COPY_NAME)
+        size, digest = measure(self._directory, _COPY_NAME, pace)
         manifest = SnapshotManifest(FORMAT_VERSION, self._cluster_id, index, term, revision, members, size, digest)
         self._publish(_COPY_NAME, manifest)
         return manifest
@@ -252,13 +266,20 @@ class SnapshotCatalog:
         self._directory.replace(manifest.manifest_name, manifest.encode())
 
 
-def measure(directory: Directory, name: str) -> tuple[int, str]:
-    """Return the size of a file and its SHA-256 in hexadecimal."""
+def measure(directory: Directory, name: str, pace: Callable[[int], None] = lambda _size: None) -> tuple[int, str]:
+    """Return the size of a file and its SHA-256 in hexadecimal.
+
+    Args:
+        directory: Where it is.
+        name: Its name.
+        pace: Called with the bytes of each piece that was read; may wait.
+    """
     digest = hashlib.sha256()
     size = 0
     while chunk := directory.read_range(name, size, CHUNK_BYTES):
         digest.update(chunk)
         size += len(chunk)
+        pace(len(chunk))
     return size, digest.hexdigest()
 
 

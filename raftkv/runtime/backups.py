@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from raftkv.consensus.snapshot import CHUNK_BYTES, FORMAT_VERSION, SnapshotManifest, measure
 from raftkv.errors import BackupFailed, Overloaded
 from raftkv.ports import Directory
+from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
 from raftkv.store.machine import Machine
 from raftkv.types import ClusterId, Consistency, Revision
 
@@ -84,6 +85,7 @@ class Backups:
         self._wait_for_read = wait_for_read
         self._is_busy = False
         self._taken = 0
+        self._pace = Pace(COPY_BYTES_PER_SECOND)
         for name in directory.names():
             directory.remove(name)
 
@@ -117,9 +119,13 @@ class Backups:
             self._is_busy = False
             await asyncio.to_thread(self._remove, name)
 
+    def hurry(self) -> None:
+        """Take what is being taken as fast as can be: the node is stopping."""
+        self._pace.lift()
+
     def _copy(self, name: str) -> SnapshotManifest:
-        info = self._machine.copy_to(f"{self._directory.path}/{name}")
-        size, digest = measure(self._directory, name)
+        info = self._machine.copy_to(f"{self._directory.path}/{name}", self._pace)
+        size, digest = measure(self._directory, name, self._pace)
         return SnapshotManifest(
             FORMAT_VERSION,
             self._cluster_id,

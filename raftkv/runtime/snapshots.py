@@ -20,6 +20,7 @@ from raftkv.consensus.snapshot import (
 )
 from raftkv.errors import CorruptData, StorageFailed
 from raftkv.ports import Clock
+from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
 from raftkv.store.machine import Machine
 from raftkv.types import Index, NodeId, Role
 
@@ -43,12 +44,14 @@ class SnapshotPolicy:
         journal_entries: Entries that make one due.
         tail_bytes: Commands kept behind a snapshot, so that a briefly absent follower needs only entries.
         bytes_per_second: A snapshot is sent to a peer no faster than this.
+        copy_bytes_per_second: One is taken no faster than this.
     """
 
     journal_bytes: int = 33_554_432
     journal_entries: int = 100_000
     tail_bytes: int = 8_388_608
     bytes_per_second: int = 67_108_864
+    copy_bytes_per_second: int = COPY_BYTES_PER_SECOND
 
 
 class SnapshotKeeper:
@@ -95,6 +98,7 @@ class SnapshotKeeper:
         self._receiver: SnapshotReceiver | None = None
         self._work: asyncio.Task[None] | None = None
         self._not_before = float("-inf")
+        self._pace = Pace(policy.copy_bytes_per_second)
 
     @property
     def newest(self) -> SnapshotManifest | None:
@@ -151,6 +155,7 @@ class SnapshotKeeper:
 
     async def stop(self) -> None:
         """Wait for the work under way."""
+        self._pace.lift()
         if self._work is not None:
             await asyncio.gather(self._work, return_exceptions=True)
         if self._receiver is not None:
@@ -199,9 +204,9 @@ class SnapshotKeeper:
 
     def _copy_and_adopt(self) -> SnapshotManifest:
         self._catalog.discard_copy()
-        info = self._machine.copy_to(self._catalog.copy_path)
+        info = self._machine.copy_to(self._catalog.copy_path, self._pace)
         names = tuple(sorted(self._machine.membership.voters))
-        return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, names)
+        return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, names, self._pace)
 
     def _compact(self, covered: Index) -> None:
         base = self._journal.index_for_tail(self._policy.tail_bytes, covered)

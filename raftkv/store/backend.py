@@ -6,7 +6,7 @@ A store is a few trees. Keys of ``CURRENT`` and ``GRAVES`` are raftkv keys, up t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
@@ -127,8 +127,12 @@ class Backend(Protocol):
         """Return the bytes that the data takes."""
         ...
 
-    def copy_to(self, path: str) -> None:
+    def copy_to(self, path: str, pace: Callable[[int], None]) -> None:
         """Write a compacted copy of a consistent view; may run in another thread than the transactions.
+
+        Args:
+            path: A new file.
+            pace: Called with the bytes of each piece that was written; may wait.
 
         Raises:
             OSError: It could not be written.

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -28,6 +28,9 @@ from raftkv.store import long_keys
 from raftkv.store.backend import LONG_KEYED, Space, StoreIsFull
 
 logger = logging.getLogger(__name__)
+
+_PIECE_BYTES = 1_048_576
+"""Of a copy: a sync of so much does not hold up the journal's."""
 
 INITIAL_MAP_BYTES = 67_108_864
 LARGEST_GROWTH_BYTES = 1_073_741_824
@@ -138,13 +141,48 @@ class LmdbBackend:
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return int(pages * stats[0]["psize"])
 
-    def copy_to(self, path: str) -> None:
-        """Write a compacted copy of a consistent view."""
+    def copy_to(self, path: str, pace: Callable[[int], None]) -> None:
+        """Write a compacted copy of a consistent view, in pieces that are synced as they are written.
+
+        LMDB would write it at once, and its sync would hold up the journal's on the same disk.
+        """
         try:
-            with self._copying:
-                self._environment.copy(path, compact=True)
-        except lmdb.Error as error:
+            with (
+                self._copying,
+                Path(path).open("xb", buffering=0) as file,
+                closing(self._pieces_of_copy()) as pieces,
+            ):
+                for piece in pieces:
+                    _write_all(file.fileno(), piece)
+                    os.fdatasync(file.fileno())
+                    pace(len(piece))
+        except (lmdb.Error, OSError) as error:
             raise OSError(f"copying the store to {path} failed: {error}") from error
+
+    def _pieces_of_copy(self) -> Generator[bytes]:
+        """Yield a compacted copy as another thread makes it."""
+        errors: list[lmdb.Error] = []
+        read_end, write_end = os.pipe()
+
+        def copy() -> None:
+            try:
+                self._environment.copyfd(write_end, compact=True)
+            except lmdb.Error as error:
+                errors.append(error)
+            finally:
+                os.close(write_end)
+
+        thread = threading.Thread(target=copy, name="copy", daemon=True)
+        thread.start()
+        try:
+            with os.fdopen(read_end, "rb", buffering=0) as pipe:
+                while piece := _read_all(pipe.fileno(), _PIECE_BYTES):
+                    yield piece
+        finally:
+            # Without a reader it ends by itself.
+            thread.join()
+        if errors:
+            raise errors[0]
 
     def open_copy(self, path: str) -> AbstractContextManager[_Transaction]:
         """Open a copy for reading."""
@@ -407,3 +445,18 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
             yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    """Return so many bytes of a pipe, fewer only at its end."""
+    pieces = []
+    while size and (piece := os.read(descriptor, size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -326,8 +326,12 @@ class Machine:
                 digest.update(item.value)
         return digest.hexdigest()
 
-    def copy_to(self, path: str) -> StoreInfo:
+    def copy_to(self, path: str, pace: Callable[[int], None] = lambda _size: None) -> StoreInfo:
         """Write a compacted copy of a consistent state to a new file; may run in another thread.
+
+        Args:
+            path: The file.
+            pace: Called with the bytes of each piece that was written; may wait.
 
         Returns:
             What the copy holds.
@@ -335,7 +339,7 @@ class Machine:
         Raises:
             OSError: It could not be written.
         """
-        self._backend.copy_to(path)
+        self._backend.copy_to(path, pace)
         with self._backend.open_copy(path) as view:
             return read_info(view, path)
 

@@ -48,7 +48,7 @@ def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, re
     backend = open_plain(workplace)
     try:
         info = rewrite(backend, owner, revision)
-        backend.copy_to(target)
+        backend.copy_to(target, lambda _size: None)
     finally:
         backend.close()
         for file in workplace.iterdir():

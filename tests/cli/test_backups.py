@@ -53,7 +53,7 @@ def test_the_newest_backups_are_kept_and_nothing_else_is_touched(run, tmp_path):
 def test_a_backup_that_fails_removes_nothing(run, server, tmp_path):
     (tmp_path / "raftkv-20200101T000000Z-r1.snapshot").write_bytes(b"old")
 
-    def fail(_path: str) -> None:
+    def fail(_path: str, _pace: object) -> None:
         raise OSError(28, "No space left on device")
 
     server.log.machine.copy_to = fail

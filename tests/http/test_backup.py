@@ -49,7 +49,7 @@ async def test_one_backup_is_taken_at_a_time(node):
 
 
 async def test_a_copy_that_cannot_be_made_is_a_refusal(node, monkeypatch):
-    def full(_path: str) -> None:
+    def full(_path: str, _pace: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(node.log.machine, "copy_to", full)

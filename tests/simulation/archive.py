@@ -55,7 +55,7 @@ class Restoration:
         backend = _opened(disk, self.copy)
         info = rewrite(backend, NewOwner(cluster_id, initial_membership(cluster_id, members)), self.revision)
         catalog = SnapshotCatalog(disk.root.child("snapshots"), cluster_id)
-        backend.copy_to(catalog.copy_path)
+        backend.copy_to(catalog.copy_path, lambda _size: None)
         names = tuple(sorted(each.name for each in members))
         catalog.adopt_copy(self.manifest.index, self.manifest.term, info.revision, names)
         disk.root.remove(_COPY_NAME)

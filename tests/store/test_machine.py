@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -170,6 +171,31 @@ def test_a_copy_that_cannot_be_written_is_an_os_error(tmp_path):
     machine = Machine(LmdbBackend(tmp_path), CLUSTER)
     with pytest.raises(OSError, match="copying the store"):
         machine.copy_to(str(tmp_path / "missing" / "copy"))
+    machine.close()
+
+
+def test_a_copy_whose_disk_fills_up_leaves_the_store_as_it_is(tmp_path, monkeypatch):
+    machine = Machine(LmdbBackend(tmp_path), CLUSTER)
+    written = os.write
+
+    def full(descriptor, data):
+        if len(data) > 1000:
+            raise OSError(28, "No space left on device")
+        return written(descriptor, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            machine.copy_to(str(tmp_path / "copy"))
+    assert machine.copy_to(str(tmp_path / "another")).cluster_id == CLUSTER
+    machine.close()
+
+
+def test_a_copy_is_paced_piece_by_piece(tmp_path):
+    machine = Machine(LmdbBackend(tmp_path), CLUSTER)
+    sizes: list[int] = []
+    machine.copy_to(str(tmp_path / "copy"), sizes.append)
+    assert sum(sizes) == (tmp_path / "copy").stat().st_size > 0
     machine.close()
 
 
