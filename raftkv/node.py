@@ -174,7 +174,7 @@ class Node:
         backups = self._backups(directory, storage, replica)
         parts = NodeParts(replica, storage.machine, transport, snapshots, config.storage.quota_bytes)
         self._metrics.register(NodeCollector(parts))
-        front_end = FrontEnd(self._services(storage, replica, timer, steady, backups), FrontEndSettings())
+        front_end = FrontEnd(self._services(storage, replica, timer, steady, backups, snapshots), FrontEndSettings())
         await self._run_parts(writer, replica, transport, snapshots, duties, backups, front_end)
 
     def _mutual_tls(self) -> MutualTls | None:
@@ -192,7 +192,13 @@ class Node:
         return Backups(directory.child("backups"), storage.machine, cluster_id, replica.gate.wait)
 
     def _services(
-        self, storage: Storage, replica: Replica, timer: LeaseClock, clock: Clock, backups: Backups
+        self,
+        storage: Storage,
+        replica: Replica,
+        timer: LeaseClock,
+        clock: Clock,
+        backups: Backups,
+        snapshots: SnapshotKeeper,
     ) -> NodeServices:
         config, machine = self._config, storage.machine
         time = ClusterTime(machine, clock, replica.leading)
@@ -214,6 +220,7 @@ class Node:
             watches=replica.watches,
             alarms=Alarms(machine, writes, config.storage.quota_bytes),
             backups=backups,
+            snapshots=snapshots,
             cluster=Cluster(storage.identity.cluster_id, replica, replica.gate),
             members=Members(
                 config.name,

@@ -91,6 +91,19 @@ def restore(file: Path, *, data_dir: Path, name: str, initial_cluster: str, revi
         click.echo(f"{data_dir} is member {name} of the new cluster {cluster_id}")
 
 
+@snapshot.command(epilog=EXIT_CODES_HELP)
+@with_endpoints
+def take(*, endpoints: str, timeout_seconds: float) -> None:
+    """Let each of the nodes take a snapshot of itself now, and compact its journal behind it.
+
+    Nodes do that by themselves; it is of use before one is stopped for long, or joined by another. For a copy to keep
+    elsewhere use "raftkv snapshot save".
+    """
+    for endpoint in endpoints.split(","):
+        taken = run_with_client(endpoint, timeout_seconds, lambda client: client.take_snapshot())
+        click.echo(f"{taken.answered_by}\tindex {taken.index}\trevision {taken.revision}\t{taken.size} bytes")
+
+
 async def save_backup(client: Client, file: Path, consistency: Consistency) -> SnapshotManifest:
     """Write a backup to a file, which appears when it is whole, checked and durable.
 

@@ -15,6 +15,7 @@ from raftkv.client.client import Client
 from raftkv.client.failures import ConditionNotMet, LeaseLost, NotAcquired, UnexpectedAnswer, Unreachable
 from raftkv.client.leases import HeldLease
 from raftkv.client.members import KnownMember, MemberList
+from raftkv.client.snapshots import TakenSnapshot
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.watch import Change, WatchedChange
 from raftkv.tls import TlsFiles
@@ -39,6 +40,7 @@ __all__ = [
     "Missing",
     "NotAcquired",
     "Stored",
+    "TakenSnapshot",
     "TlsFiles",
     "UnexpectedAnswer",
     "Unreachable",

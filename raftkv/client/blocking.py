@@ -17,6 +17,7 @@ from raftkv.client.client import (
     Client,
 )
 from raftkv.client.leases import HeldLease
+from raftkv.client.snapshots import TakenSnapshot
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.watch import Change
 from raftkv.operations import Compare, EventKind, Lease, LeaseTime, Operation, TransactionResult
@@ -180,6 +181,10 @@ class BlockingClient:
     def observe(self, name: bytes) -> Iterator[Leader]:
         """Yield who leads an election; close the iterator to end it."""
         return self._iterate(self._client.observe(name))
+
+    def take_snapshot(self) -> TakenSnapshot:
+        """Let the node that answers take a snapshot of itself."""
+        return self._wait(self._client.take_snapshot())
 
     def cluster(self) -> ClusterView:
         """Describe the cluster as the node that answers sees it."""

@@ -38,6 +38,7 @@ from raftkv.client.dispatch import Dispatcher, Request
 from raftkv.client.failures import NotAcquired
 from raftkv.client.leases import HeldLease, end_lease, kept_alive
 from raftkv.client.members import MembersClient
+from raftkv.client.snapshots import TakenSnapshot, parse_taken_snapshot
 from raftkv.client.targets import (
     base64_text,
     check_value,
@@ -456,6 +457,16 @@ class Client:
         request = Request("GET", target, is_read=True, wait_seconds=_LONGEST_COPY_SECONDS)
         async with self._dispatcher.download(request, _LONGEST_COPY_SECONDS) as download:
             yield download
+
+    async def take_snapshot(self) -> TakenSnapshot:
+        """Let the node that answers take a snapshot of itself, and compact its journal behind it.
+
+        Raises:
+            NotApplied: It was refused, or nobody served it in time.
+            UnknownOutcome: The node was lost while it took one.
+        """
+        request = Request("POST", "/v1/snapshot", is_repeatable=True, wait_seconds=_LONGEST_COPY_SECONDS)
+        return parse_taken_snapshot(await self._dispatcher.send(request))
 
     async def cluster(self) -> ClusterView:
         """Describe the cluster as the node that answers sees it.

@@ -132,11 +132,12 @@ class Dispatcher:
             UnknownOutcome: It is a write that may have been applied.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_seconds + request.wait_seconds
+        began, tried = loop.time(), 0.0
+        deadline = began + self._timeout_seconds + request.wait_seconds
         backoff = self._backoff()
         may_be_applied = False
         while True:
-            wait = 0.0
+            wait, round_began = 0.0, loop.time()
             for endpoint in self._candidates(request):
                 try:
                     return await self._ask(endpoint, request, deadline)
@@ -152,7 +153,9 @@ class Dispatcher:
                         raise UnknownOutcome(str(refusal)) from refusal
                     raise
             wait = max(wait, next(backoff))
-            if loop.time() + wait >= deadline:
+            tried += loop.time() - round_began
+            # Only silence takes of the time for silence: who refuses at once is not asked for all of it.
+            if loop.time() + wait >= began + self._timeout_seconds + min(tried, request.wait_seconds):
                 message = f"no endpoint served the request within {self._timeout_seconds:g} s; last: {last}"
                 raise UnknownOutcome(message) if may_be_applied else Unreachable(message)
             await asyncio.sleep(wait)

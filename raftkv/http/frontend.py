@@ -25,6 +25,7 @@ from raftkv.http.open_ended import LASTS, ClientGone, OpenEnded
 from raftkv.http.problems import problem_of
 from raftkv.http.routing import Methods, Router, options_response
 from raftkv.http.safeguards import election_prefix, lock_prefix
+from raftkv.http.snapshots import SnapshotApi
 from raftkv.http.target import origin_form
 from raftkv.http.transactions import TransactionApi
 from raftkv.http.turns import ElectionApi, LockApi
@@ -176,7 +177,10 @@ def _exact_routes(services: NodeServices, open_ended: OpenEnded, settings: Front
         "/v1/txn": {"POST": transactions.transact},
         "/v1/compaction": {"POST": transactions.compact},
         "/v1/watch": {"GET": watch.watch},
-        "/v1/snapshot": {"GET": BackupApi(services.backups, open_ended).save},
+        "/v1/snapshot": {
+            "GET": BackupApi(services.backups, open_ended).save,
+            "POST": SnapshotApi(services.snapshots, services.cluster, open_ended).take,
+        },
         "/v1/leases": {"POST": leases.grant, "GET": leases.list},
         "/v1/cluster": {"GET": about.describe, "HEAD": about.describe},
         "/livez": {"GET": health.live, "HEAD": health.live},

@@ -18,7 +18,7 @@ from raftkv.consensus.snapshot import (
     SnapshotSender,
     manifest_of,
 )
-from raftkv.errors import CorruptData, StorageFailed
+from raftkv.errors import BackupFailed, CorruptData, StorageFailed
 from raftkv.ports import Clock
 from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
 from raftkv.store.machine import Machine
@@ -115,7 +115,24 @@ class SnapshotKeeper:
         for peer in list(self._senders):
             self._send_chunk(peer)
         if self._work is None and self._clock.now() >= self._not_before and self._is_due():
-            self._start_work(self._take())
+            self._start_work(self._take_when_due())
+
+    async def take_now(self) -> SnapshotManifest:
+        """Take a snapshot of what is applied by now, without waiting until one is due.
+
+        Returns:
+            The newest snapshot; one that was there already when nothing was applied since.
+
+        Raises:
+            BackupFailed: The disk refused; nothing is lost.
+        """
+        while self._work is not None:
+            await asyncio.wait([self._work])
+        if self._newest is not None and self._newest.index >= self._machine.applied_index:
+            return self._newest
+        taken: asyncio.Future[SnapshotManifest] = asyncio.get_running_loop().create_future()
+        self._start_work(self._take_for(taken))
+        return await taken
 
     def peer_lost(self, peer: NodeId) -> None:
         """Give up sending to a peer that is gone; it asks again when it is back."""
@@ -182,15 +199,28 @@ class SnapshotKeeper:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(error)
 
-    async def _take(self) -> None:
-        began = self._clock.now()
+    async def _take_when_due(self) -> None:
         try:
-            manifest = await asyncio.to_thread(self._copy_and_adopt)
+            await self._take()
         except OSError as error:
             # Without a snapshot nothing is lost: the journal only grows.
             logger.warning("taking a snapshot failed, trying again in %g s: %s", _FAILURE_PAUSE_SECONDS, error)
             self._not_before = self._clock.now() + _FAILURE_PAUSE_SECONDS
-            return
+
+    async def _take_for(self, taken: asyncio.Future[SnapshotManifest]) -> None:
+        """Take one for somebody who asked, and who may be gone by the time that it is taken."""
+        try:
+            manifest = await self._take()
+        except OSError as error:
+            if not taken.done():
+                taken.set_exception(BackupFailed(f"taking a snapshot failed: {error}"))
+        else:
+            if not taken.done():
+                taken.set_result(manifest)
+
+    async def _take(self) -> SnapshotManifest:
+        began = self._clock.now()
+        manifest = await asyncio.to_thread(self._copy_and_adopt)
         self._newest = manifest
         self._compact(manifest.index)
         try:
@@ -201,6 +231,7 @@ class SnapshotKeeper:
         logger.info(
             "took a snapshot at index %d, %d bytes, in %.3f s", manifest.index, manifest.size, self._clock.now() - began
         )
+        return manifest
 
     def _copy_and_adopt(self) -> SnapshotManifest:
         self._catalog.discard_copy()

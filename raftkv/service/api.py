@@ -29,6 +29,7 @@ from raftkv.types import (
     Condition,
     ConditionFailed,
     Consistency,
+    Index,
     KeyRange,
     Member,
     NodeId,
@@ -290,6 +291,51 @@ class BackupService(Protocol):
         ...
 
 
+class TakenSnapshot(Protocol):
+    """A snapshot that a node keeps, to start from and to send to members that lag behind."""
+
+    @property
+    def index(self) -> Index:
+        """The last log index that it covers."""
+        ...
+
+    @property
+    def term(self) -> Term:
+        """Term of the entry there."""
+        ...
+
+    @property
+    def revision(self) -> Revision:
+        """The store's revision in it."""
+        ...
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """The voters at that time."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of its data."""
+        ...
+
+
+class SnapshotService(Protocol):
+    """This node's own snapshots, which it takes by itself when enough has gathered in its journal."""
+
+    async def take_now(self) -> TakenSnapshot:
+        """Take one of what is applied by now; return the newest when nothing was applied since.
+
+        Raises ``BackupFailed``.
+        """
+        ...
+
+
 class ClusterService(Protocol):
     """The cluster and this node's health."""
 
@@ -443,6 +489,7 @@ class NodeServices:
         watches: Watches.
         alarms: Alarms.
         backups: Backups.
+        snapshots: The node's own snapshots.
         cluster: The nodes and their health.
         members: Changes of the membership.
         metrics: What the node measures.
@@ -454,6 +501,7 @@ class NodeServices:
     watches: WatchService
     alarms: AlarmService
     backups: BackupService
+    snapshots: SnapshotService
     cluster: ClusterService
     members: MembershipService
     metrics: MetricsService

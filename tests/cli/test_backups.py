@@ -13,7 +13,7 @@ from raftkv.cli import backup_places
 from raftkv.cli.backup_places import BackupBucket, BackupDirectory
 from raftkv.cli.backups import Duration
 from raftkv.cli.main import raftkv
-from raftkv.errors import NoLeader
+from raftkv.errors import BackupFailed, NoLeader
 from raftkv.runtime.backup_files import verify_backup
 from tests.http.http_store import InstantLog
 from tests.http.http_thread import ServerThread
@@ -60,6 +60,16 @@ def test_a_backup_that_fails_removes_nothing(run, server, tmp_path):
     result = run("backup", "--once", "--keep", "1", "--to", str(tmp_path), "--timeout", "1")
     assert (result.exit_code, "No space left" in result.stderr) == (1, True)
     assert [file.name for file in tmp_path.iterdir()] == ["raftkv-20200101T000000Z-r1.snapshot"]
+
+
+def test_each_node_takes_a_snapshot_of_itself(run, server):
+    run("put", "a", "1")
+    result = run("snapshot", "take", "--endpoints", f"{server.url},{server.url}")
+    assert result.exit_code == 0, result.output
+    line = f"n1\tindex {server.log.machine.applied_index}\trevision 2\t7 bytes\n"
+    assert result.output == 2 * line
+    server.log.refusal = BackupFailed("no room")
+    assert run("snapshot", "take", "--timeout", "0.2").exit_code == 1
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("6h", 21_600), ("1d", 86_400)])

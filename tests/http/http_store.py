@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from raftkv.config import Retention
+from raftkv.consensus.snapshot import SnapshotManifest
 from raftkv.errors import NotLeader
 from raftkv.membership import initial_membership
 from raftkv.runtime.backups import Backups
@@ -78,6 +79,7 @@ class InstantLog:
         self.leases = Leases(self.machine, writes, self, timer, self.clock, Randomness(), 2, self.require_leader)
         self.watches = WatchHub(self.machine)
         self.backups = Backups(copies, self.machine, CLUSTER, self.wait)
+        self.snapshots_taken = 0
         self.members = Members(NodeId("n1"), CLUSTER, FIRST_MEMBERS, self, self, Randomness())
         self.transfers: list[NodeId | None] = []
         self.is_settled = True
@@ -107,6 +109,14 @@ class InstantLog:
     async def wait(self) -> None:
         return None
 
+    async def take_now(self) -> SnapshotManifest:
+        if self.refusal is not None:
+            raise self.refusal
+        self.snapshots_taken += 1
+        machine = self.machine
+        index, revision = machine.applied_index, machine.revision
+        return SnapshotManifest(1, CLUSTER, index, Term(1), revision, (NodeId("n1"),), 7, "ab" * 32)
+
     def leading(self) -> Term | None:
         return None if self.refusal else Term(1)
 
@@ -127,5 +137,5 @@ class InstantLog:
 def services_of(kv, cluster, log: InstantLog | None = None) -> NodeServices:
     """Return what a front-end serves: fakes for the native API, a real store for etcd's."""
     log = log or InstantLog()
-    services = (kv, log.store, log.leases, log.watches, log.alarms, log.backups, cluster, log.members)
+    services = (kv, log.store, log.leases, log.watches, log.alarms, log.backups, log, cluster, log.members)
     return NodeServices(*services, Metrics())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ from raftkv.consensus.journal import Journal
 from raftkv.consensus.messages import SnapshotAck, SnapshotChunk
 from raftkv.consensus.segments import recover
 from raftkv.consensus.snapshot import CHUNK_BYTES, SnapshotCatalog
+from raftkv.errors import BackupFailed
 from raftkv.membership import initial_membership
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.store.commands import Put, encode_commands
@@ -114,6 +116,40 @@ async def test_a_due_snapshot_is_taken_and_the_journal_compacted_behind_it():
     await node.poll()
     assert node.keeper.newest.index == 41
     assert len(node.compacted) == 1, "nothing new, so nothing is due"
+
+
+async def test_a_snapshot_that_is_asked_for_is_taken_though_none_is_due():
+    node = Node(entries=5)
+    assert node.keeper.newest is None
+    taken = await node.keeper.take_now()
+    assert (taken.index, taken) == (6, node.keeper.newest)
+    node.keeper._catalog.verify(taken)
+    assert await node.keeper.take_now() is taken, "nothing was applied since"
+
+
+async def test_two_who_ask_at_once_get_one_snapshot():
+    node = Node(entries=5)
+    first, second = await asyncio.gather(node.keeper.take_now(), node.keeper.take_now())
+    assert first is second
+
+
+async def test_who_does_not_wait_for_a_snapshot_does_not_end_it():
+    node = Node(entries=5)
+    asking = asyncio.ensure_future(node.keeper.take_now())
+    await asyncio.sleep(0)
+    asking.cancel()
+    await node.keeper.stop()
+    assert (node.keeper.newest.index, node.failures) == (6, [])
+
+
+async def test_a_disk_that_refuses_a_snapshot_that_is_asked_for_is_said_to():
+    node = Node(entries=5)
+    node.disk.fail_syncs = True
+    with pytest.raises(BackupFailed, match="taking a snapshot failed"):
+        await node.keeper.take_now()
+    node.disk.fail_syncs = False
+    assert (await node.keeper.take_now()).index == 6
+    assert node.failures == []
 
 
 async def test_a_leader_that_is_deposed_falls_silent():

@@ -104,7 +104,7 @@ class Interruption:
     def _supersede(self, sender: SimulatedNode, _receiver: SimulatedNode) -> None:
         keeper = sender.keeper
         if keeper._work is None and not sender.is_paused:
-            sender.enter(lambda: keeper._start_work(keeper._take()))
+            sender.enter(lambda: keeper._start_work(keeper._take_when_due()))
 
     def _depose(self, sender: SimulatedNode, _receiver: SimulatedNode) -> None:
         if sender.leads and not sender.is_paused:
