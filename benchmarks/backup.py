@@ -1,8 +1,8 @@
 """Backup, restart and restore of a store with many keys: ``python -m benchmarks.backup``.
 
-Three nodes on loopback are loaded with keys. Then, pair by pair, how many writes they accept alone, while all of them take
-snapshots of themselves, and while a backup is saved; how long a node takes from kill -9 to serving linearizable reads
-again, and after SIGTERM; and how long a restore takes. Memory is that of the leader at the end, mapped files left out.
+Three nodes on loopback are loaded with keys. Then, pair by pair, how many writes they accept alone, while all of them
+take snapshots of themselves, and while a backup is saved; how long a node takes from kill -9, and from SIGTERM, to
+serving linearizable reads again; and how long a restore takes. Memory is that of the leader, mapped files left out.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Beside:
             f"{beside.per_second / alone.per_second:.0%}" for beside, alone in zip(self.beside, self.alone, strict=True)
         )
         return (
-            f"writes:   {rates[0]:,.0f}/s alone, {rates[1]:,.0f}/s beside {what}; pairs {pairs}: median {self.share:.0%}\n"
+            f"writes:   {rates[0]:,.0f}/s alone, {rates[1]:,.0f}/s beside {what}\n"
+            f"share:    {self.share:.0%}, median of {pairs}\n"
             f"p99:      {p99s[0]:.0f} ms alone, {p99s[1]:.0f} ms beside {what}"
         )
 

@@ -155,30 +155,16 @@ class SnapshotCatalog:
         if (size, digest) != (manifest.size, manifest.sha256):
             raise CorruptData(path, 0, f"{size} bytes do not match the manifest's {manifest.size} bytes and digest")
 
-    def adopt_copy(
-        self,
-        index: Index,
-        term: Term,
-        revision: Revision,
-        members: tuple[NodeId, ...],
-        pace: Callable[[int], None] = lambda _size: None,
-    ) -> SnapshotManifest:
+    def adopt_copy(self, manifest: SnapshotManifest) -> None:
         """Make the copy at ``copy_path`` a snapshot.
 
         Args:
-            index: The last log index that it covers.
-            term: Term of that entry.
-            revision: The store's revision in it.
-            members: The voters at that time.
-            pace: Called with the bytes of each piece that is read to check it; may wait.
+            manifest: What the copy holds.
 
         Raises:
             OSError: The disk refused; the copy is no snapshot then.
         """
-        size, digest = measure(self._directory, _COPY_NAME, pace)
-        manifest = SnapshotManifest(FORMAT_VERSION, self._cluster_id, index, term, revision, members, size, digest)
         self._publish(_COPY_NAME, manifest)
-        return manifest
 
     def discard_partial(self) -> None:
         """Remove what an interrupted copy left behind; an interrupted transfer may go on."""
@@ -266,20 +252,13 @@ class SnapshotCatalog:
         self._directory.replace(manifest.manifest_name, manifest.encode())
 
 
-def measure(directory: Directory, name: str, pace: Callable[[int], None] = lambda _size: None) -> tuple[int, str]:
-    """Return the size of a file and its SHA-256 in hexadecimal.
-
-    Args:
-        directory: Where it is.
-        name: Its name.
-        pace: Called with the bytes of each piece that was read; may wait.
-    """
+def measure(directory: Directory, name: str) -> tuple[int, str]:
+    """Return the size of a file and its SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     size = 0
     while chunk := directory.read_range(name, size, CHUNK_BYTES):
         digest.update(chunk)
         size += len(chunk)
-        pace(len(chunk))
     return size, digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ from raftkv.ports import Directory, Randomness
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.files import RealDirectory, sync_directory
 from raftkv.runtime.identity import Identity, listing_of, store_identity
+from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.store.rewriting import NewOwner, rewrite_copy
 from raftkv.types import ClusterId, Member, NodeId
 
@@ -160,7 +161,7 @@ def restore_backup(
 def _build(path: Path, building: Path, manifest: SnapshotManifest, identity: Identity, revision: int | None) -> None:
     directory = RealDirectory(building)
     cluster_id, members = identity.cluster_id, identity.members
-    _put_snapshot(path, directory, manifest, cluster_id, members, revision)
+    _put_snapshot(path, directory, cluster_id, members, revision)
     put_journal(directory, manifest, cluster_id)
     store_identity(directory, identity)
 
@@ -177,7 +178,6 @@ def restored_cluster_id(
 def _put_snapshot(
     path: Path,
     directory: RealDirectory,
-    manifest: SnapshotManifest,
     cluster_id: ClusterId,
     members: tuple[Member, ...],
     revision: int | None,
@@ -191,9 +191,7 @@ def _put_snapshot(
     reader.finish()
     workplace = Path(directory.path) / _WORKPLACE_NAME
     owner = NewOwner(cluster_id, initial_membership(cluster_id, members))
-    info = rewrite_copy(received, catalog.copy_path, workplace, owner, revision)
-    names = tuple(sorted(member.name for member in members))
-    catalog.adopt_copy(manifest.index, manifest.term, info.revision, names)
+    catalog.adopt_copy(manifest_of_copy(rewrite_copy(received, catalog.copy_path, workplace, owner, revision)))
 
 
 def put_journal(directory: Directory, manifest: SnapshotManifest, cluster_id: ClusterId) -> None:

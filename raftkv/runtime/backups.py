@@ -11,9 +11,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from raftkv.consensus.snapshot import CHUNK_BYTES, FORMAT_VERSION, SnapshotManifest, measure
+from raftkv.consensus.snapshot import CHUNK_BYTES, SnapshotManifest
 from raftkv.errors import BackupFailed, Overloaded
 from raftkv.ports import Directory
+from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
 from raftkv.store.machine import Machine
 from raftkv.types import ClusterId, Consistency, Revision
@@ -124,18 +125,7 @@ class Backups:
         self._pace.lift()
 
     def _copy(self, name: str) -> SnapshotManifest:
-        info = self._machine.copy_to(f"{self._directory.path}/{name}", self._pace)
-        size, digest = measure(self._directory, name, self._pace)
-        return SnapshotManifest(
-            FORMAT_VERSION,
-            self._cluster_id,
-            info.applied_index,
-            info.applied_term,
-            info.revision,
-            tuple(sorted(self._machine.membership.voters)),
-            size,
-            digest,
-        )
+        return manifest_of_copy(self._machine.copy_to(f"{self._directory.path}/{name}", self._pace))
 
     def _remove(self, name: str) -> None:
         if name in self._directory.names():

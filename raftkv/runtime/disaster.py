@@ -12,13 +12,14 @@ import socket
 from pathlib import Path
 
 from raftkv.consensus.entries import payload_of
-from raftkv.consensus.snapshot import FORMAT_VERSION, SnapshotManifest, measure
+from raftkv.consensus.snapshot import SnapshotManifest
 from raftkv.errors import ConfigurationError
 from raftkv.membership import Membership
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.clock import RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id, sync_directory
 from raftkv.runtime.identity import Identity, read_identity
+from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.recovery import Storage, recover_storage
 from raftkv.store.machine import CommittedEntry, open_machine
 from raftkv.types import Index, NodeId, Term
@@ -108,17 +109,11 @@ def _apply_everything(storage: Storage) -> None:
 
 
 def _write(storage: Storage, file: Path) -> SnapshotManifest:
-    directory = RealDirectory(file.parent)
     copy = file.parent / _COPY_NAME
     copy.unlink(missing_ok=True)
     partial = file.with_name(file.name + ".partial")
     try:
-        info = storage.machine.copy_to(str(copy))
-        size, digest = measure(directory, _COPY_NAME)
-        names = tuple(sorted(storage.machine.membership.voters))
-        manifest = SnapshotManifest(
-            FORMAT_VERSION, info.cluster_id, info.applied_index, info.applied_term, info.revision, names, size, digest
-        )
+        manifest = manifest_of_copy(storage.machine.copy_to(str(copy)))
         with partial.open("wb") as output, copy.open("rb") as data:
             output.write(MAGIC + manifest.encode() + b"\n")
             while piece := data.read(1 << 20):

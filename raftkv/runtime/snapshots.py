@@ -20,6 +20,7 @@ from raftkv.consensus.snapshot import (
 )
 from raftkv.errors import BackupFailed, CorruptData, StorageFailed
 from raftkv.ports import Clock
+from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
 from raftkv.store.machine import Machine
 from raftkv.types import Index, NodeId, Role
@@ -235,9 +236,9 @@ class SnapshotKeeper:
 
     def _copy_and_adopt(self) -> SnapshotManifest:
         self._catalog.discard_copy()
-        info = self._machine.copy_to(self._catalog.copy_path, self._pace)
-        names = tuple(sorted(self._machine.membership.voters))
-        return self._catalog.adopt_copy(info.applied_index, info.applied_term, info.revision, names, self._pace)
+        manifest = manifest_of_copy(self._machine.copy_to(self._catalog.copy_path, self._pace))
+        self._catalog.adopt_copy(manifest)
+        return manifest
 
     def _compact(self, covered: Index) -> None:
         base = self._journal.index_for_tail(self._policy.tail_bytes, covered)

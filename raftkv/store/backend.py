@@ -127,12 +127,12 @@ class Backend(Protocol):
         """Return the bytes that the data takes."""
         ...
 
-    def copy_to(self, path: str, pace: Callable[[int], None]) -> None:
+    def copy_to(self, path: str, written: Callable[[bytes], None]) -> None:
         """Write a compacted copy of a consistent view; may run in another thread than the transactions.
 
         Args:
             path: A new file.
-            pace: Called with the bytes of each piece that was written; may wait.
+            written: Called with each piece that was written; may wait.
 
         Raises:
             OSError: It could not be written.

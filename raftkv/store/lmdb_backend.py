@@ -141,7 +141,7 @@ class LmdbBackend:
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return int(pages * stats[0]["psize"])
 
-    def copy_to(self, path: str, pace: Callable[[int], None]) -> None:
+    def copy_to(self, path: str, written: Callable[[bytes], None]) -> None:
         """Write a compacted copy of a consistent view, in pieces that are synced as they are written.
 
         LMDB would write it at once, and its sync would hold up the journal's on the same disk.
@@ -155,7 +155,7 @@ class LmdbBackend:
                 for piece in pieces:
                     _write_all(file.fileno(), piece)
                     os.fdatasync(file.fileno())
-                    pace(len(piece))
+                    written(piece)
         except (lmdb.Error, OSError) as error:
             raise OSError(f"copying the store to {path} failed: {error}") from error
 

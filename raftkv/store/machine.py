@@ -29,6 +29,7 @@ from raftkv.store.alarms import all_alarms
 from raftkv.store.applier import CommandApplier
 from raftkv.store.backend import Backend, Space, StoreIsFull
 from raftkv.store.bookkeeping import StoreInfo, has_no_info, read_info, state_of, write_info
+from raftkv.store.copies import StoreCopy, copy_store
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.store.members import membership_bytes, read_membership, write_membership
@@ -326,7 +327,7 @@ class Machine:
                 digest.update(item.value)
         return digest.hexdigest()
 
-    def copy_to(self, path: str, pace: Callable[[int], None] = lambda _size: None) -> StoreInfo:
+    def copy_to(self, path: str, pace: Callable[[int], None] = lambda _size: None) -> StoreCopy:
         """Write a compacted copy of a consistent state to a new file; may run in another thread.
 
         Args:
@@ -339,9 +340,7 @@ class Machine:
         Raises:
             OSError: It could not be written.
         """
-        self._backend.copy_to(path, pace)
-        with self._backend.open_copy(path) as view:
-            return read_info(view, path)
+        return copy_store(self._backend, path, pace)
 
     def stage(self, path: str) -> str:
         """Prepare to become the copy at ``path``, which stays; may run in another thread.

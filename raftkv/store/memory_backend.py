@@ -56,14 +56,14 @@ class MemoryBackend:
         trees = self._content.trees.values()
         return sum(len(key) + len(record) for tree in trees for key, record in tree.records.items())
 
-    def copy_to(self, path: str, pace: Callable[[int], None]) -> None:
+    def copy_to(self, path: str, written: Callable[[bytes], None]) -> None:
         """Write everything to a new file."""
         directory, name = self._place(path)
         file = directory.create(name)
         try:
             data = msgpack.packb({space.value: tree.records for space, tree in self._content.trees.items()})
             file.append(data)
-            pace(len(data))
+            written(data)
         finally:
             file.close()
 

@@ -9,6 +9,7 @@ from raftkv.errors import ConfigurationError
 from raftkv.membership import Membership
 from raftkv.store.backend import Backend, StoreIsFull, WriteTransaction
 from raftkv.store.bookkeeping import StoreInfo, read_info, write_info
+from raftkv.store.copies import StoreCopy, copy_store
 from raftkv.store.lease import LeaseWriter
 from raftkv.store.lmdb_backend import DATA_NAME, open_plain
 from raftkv.store.members import write_membership
@@ -29,7 +30,7 @@ class NewOwner:
     membership: Membership
 
 
-def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, revision: int | None) -> StoreInfo:
+def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, revision: int | None) -> StoreCopy:
     """Make of a copy of a store one of another cluster, perhaps as it was earlier.
 
     Args:
@@ -47,14 +48,13 @@ def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, re
     source.replace(workplace / DATA_NAME)
     backend = open_plain(workplace)
     try:
-        info = rewrite(backend, owner, revision)
-        backend.copy_to(target, lambda _size: None)
+        rewrite(backend, owner, revision)
+        return copy_store(backend, target)
     finally:
         backend.close()
         for file in workplace.iterdir():
             file.unlink()
         workplace.rmdir()
-    return info
 
 
 def rewrite(backend: Backend, owner: NewOwner, revision: int | None) -> StoreInfo:

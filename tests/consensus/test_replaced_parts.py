@@ -8,6 +8,7 @@ docs/consensus.md lists them. What only a socket or a process can show is tested
 from __future__ import annotations
 
 import builtins
+import hashlib
 import os
 import random
 import re
@@ -26,7 +27,7 @@ from raftkv.consensus.engine import Engine
 from raftkv.consensus.journal import Batch, Journal, RecoveredLog
 from raftkv.consensus.records import LogState
 from raftkv.consensus.segments import SegmentedLog, recover
-from raftkv.consensus.snapshot import SnapshotCatalog
+from raftkv.consensus.snapshot import SnapshotCatalog, SnapshotManifest
 from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated, StorageFailed
 from raftkv.types import MAX_ENTRY_BYTES, Index, NodeId, Revision, Role, Term
 from tests.consensus.harness import CLUSTER, TIMING, Harness, ManualClock, SeededRandomness
@@ -160,8 +161,11 @@ def test_h8_ours_refuses_it():
     disk = VirtualDisk()
     catalog = SnapshotCatalog(disk.root, CLUSTER)
     file = disk.root.create("copy.partial")
-    file.append(b"the store's content" * 100)
-    manifest = catalog.adopt_copy(Index(9), Term(2), Revision(5), (NodeId("a"),))
+    data = b"the store's content" * 100
+    file.append(data)
+    digest = hashlib.sha256(data).hexdigest()
+    manifest = SnapshotManifest(1, CLUSTER, Index(9), Term(2), Revision(5), (NodeId("a"),), len(data), digest)
+    catalog.adopt_copy(manifest)
     catalog.verify(manifest)
     disk.root.flip_bit(manifest.data_name, 77)
     with pytest.raises(CorruptData, match=r"do not match the manifest"):

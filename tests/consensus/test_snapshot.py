@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from raftkv.consensus.messages import SnapshotAck, SnapshotChunk
 from raftkv.consensus.snapshot import (
     CHUNK_BYTES,
+    FORMAT_VERSION,
     SnapshotCatalog,
     SnapshotManifest,
     SnapshotReceiver,
@@ -37,8 +39,21 @@ def put_copy(disk: VirtualDisk, data: bytes) -> None:
 
 def taken(disk: VirtualDisk, index: int = 9, data: bytes = b"") -> tuple[SnapshotCatalog, SnapshotManifest]:
     catalog = SnapshotCatalog(disk.root, CLUSTER)
-    put_copy(disk, data or content(3 * CHUNK_BYTES // 2))
-    return catalog, catalog.adopt_copy(Index(index), Term(2), Revision(5), MEMBERS)
+    return catalog, adopt(catalog, disk, index, 5, data or content(3 * CHUNK_BYTES // 2))
+
+
+def adopt(catalog: SnapshotCatalog, disk: VirtualDisk, index: int, revision: int, data: bytes) -> SnapshotManifest:
+    put_copy(disk, data)
+    manifest = manifest_for(index, revision, data)
+    catalog.adopt_copy(manifest)
+    return manifest
+
+
+def manifest_for(index: int, revision: int, data: bytes) -> SnapshotManifest:
+    digest = hashlib.sha256(data).hexdigest()
+    return SnapshotManifest(
+        FORMAT_VERSION, CLUSTER, Index(index), Term(2), Revision(revision), MEMBERS, len(data), digest
+    )
 
 
 def transfer(sender: SnapshotSender, receiver: SnapshotReceiver) -> None:
@@ -124,9 +139,10 @@ def test_a_crash_at_any_step_leaves_the_old_snapshot_or_the_new_one():
             disk = VirtualDisk()
             catalog, old = taken(disk, 9, content(300))
             put_copy(disk, content(400, 2))
+            new = manifest_for(10, 6, content(400, 2))
             disk.crash_at = disk.operations + crash_at
             try:
-                new = catalog.adopt_copy(Index(10), Term(2), Revision(6), MEMBERS)
+                catalog.adopt_copy(new)
                 catalog.remove_older_than(new)
                 finished = True
             except SimulatedCrash:

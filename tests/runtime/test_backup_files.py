@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.consensus.snapshot import FORMAT_VERSION, SnapshotManifest, measure
 from raftkv.errors import CorruptData, ForeignData
 from raftkv.operations import KeySpan, RangeQuery
 from raftkv.runtime.backup_files import BackupReader, restore_backup, restored_cluster_id, verify_backup
 from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.clock import RealRandomness
 from raftkv.runtime.files import RealDirectory, boot_id
+from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.recovery import recover_storage
 from raftkv.store.commands import Put, encode_commands
 from raftkv.store.lmdb_backend import LmdbBackend
@@ -35,12 +35,10 @@ def backup(tmp_path) -> Path:
     for number in range(20):
         entry = CommittedEntry(Index(number + 2), Term(3), encode_commands([Put(b"k%d" % number, b"v")]))
         machine.apply([entry])
-    info = machine.copy_to(str(tmp_path / "copy"))
+    manifest = manifest_of_copy(machine.copy_to(str(tmp_path / "copy")))
     machine.close()
-    size, digest = measure(RealDirectory(tmp_path), "copy")
-    fields = (OLD, info.applied_index, info.applied_term, info.revision, (NodeId("a"),), size, digest)
     file = tmp_path / "backup"
-    head = MAGIC + SnapshotManifest(FORMAT_VERSION, *fields).encode() + b"\n"
+    head = MAGIC + manifest.encode() + b"\n"
     file.write_bytes(head + (tmp_path / "copy").read_bytes())
     return file
 

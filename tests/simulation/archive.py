@@ -13,6 +13,8 @@ from raftkv.membership import initial_member_id, initial_membership
 from raftkv.operations import EventKind, KeySpan, RangeQuery, RangeResult
 from raftkv.runtime.backup_files import BackupReader, put_journal, restored_cluster_id
 from raftkv.runtime.identity import Identity, store_identity
+from raftkv.runtime.manifests import manifest_of_copy
+from raftkv.store.copies import copy_store
 from raftkv.store.machine import Machine
 from raftkv.store.memory_backend import MemoryBackend
 from raftkv.store.rewriting import NewOwner, rewrite
@@ -53,11 +55,9 @@ class Restoration:
         """Make an empty disk that of a member, in the steps of ``raftkv.runtime.backup_files.restore_backup``."""
         cluster_id = self.cluster_id(members)
         backend = _opened(disk, self.copy)
-        info = rewrite(backend, NewOwner(cluster_id, initial_membership(cluster_id, members)), self.revision)
+        rewrite(backend, NewOwner(cluster_id, initial_membership(cluster_id, members)), self.revision)
         catalog = SnapshotCatalog(disk.root.child("snapshots"), cluster_id)
-        backend.copy_to(catalog.copy_path, lambda _size: None)
-        names = tuple(sorted(each.name for each in members))
-        catalog.adopt_copy(self.manifest.index, self.manifest.term, info.revision, names)
+        catalog.adopt_copy(manifest_of_copy(copy_store(backend, catalog.copy_path)))
         disk.root.remove(_COPY_NAME)
         put_journal(disk.root, self.manifest, cluster_id)
         member_id = initial_member_id(cluster_id, member.name)

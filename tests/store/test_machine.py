@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -156,7 +157,9 @@ def test_the_state_hash_is_of_the_state_alone(store, tmp_path):
 def test_a_copy_becomes_a_store(store, tmp_path):
     store.apply(Put(b"a", b"1"), Put(b"b" * 700, b"2"))
     copy = str(tmp_path / "copy")
-    info = store.machine.copy_to(copy)
+    taken = store.machine.copy_to(copy)
+    info = taken.info
+    assert taken.membership == store.machine.membership
     assert (info.cluster_id, info.applied_index, info.revision) == (CLUSTER, 1, 3)
     before = store.machine.state_hash()
     for _ in range(2):
@@ -187,15 +190,17 @@ def test_a_copy_whose_disk_fills_up_leaves_the_store_as_it_is(tmp_path, monkeypa
         patched.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space left"):
             machine.copy_to(str(tmp_path / "copy"))
-    assert machine.copy_to(str(tmp_path / "another")).cluster_id == CLUSTER
+    assert machine.copy_to(str(tmp_path / "another")).info.cluster_id == CLUSTER
     machine.close()
 
 
 def test_a_copy_is_paced_piece_by_piece(tmp_path):
     machine = Machine(LmdbBackend(tmp_path), CLUSTER)
     sizes: list[int] = []
-    machine.copy_to(str(tmp_path / "copy"), sizes.append)
-    assert sum(sizes) == (tmp_path / "copy").stat().st_size > 0
+    taken = machine.copy_to(str(tmp_path / "copy"), sizes.append)
+    data = (tmp_path / "copy").read_bytes()
+    assert sum(sizes) == taken.size == len(data) > 0
+    assert taken.sha256 == hashlib.sha256(data).hexdigest()
     machine.close()
 
 
