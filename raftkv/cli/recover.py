@@ -13,6 +13,8 @@ from raftkv.membership import Membership
 from raftkv.runtime.backup_files import restore_backup
 from raftkv.runtime.clock import RealRandomness
 from raftkv.runtime.disaster import membership_of, owner_of, reachable_voters, salvage
+from raftkv.runtime.exchange import exchange
+from raftkv.runtime.files import sync_directory
 from raftkv.runtime.identity import Identity
 from raftkv.settings import parse_initial_cluster
 from raftkv.types import Member, NodeId
@@ -73,8 +75,10 @@ def _recover(data_dir: Path, name: NodeId, members: tuple[Member, ...]) -> None:
     aside = data_dir.with_name(f"{data_dir.name}-{moment}.old")
     fresh = data_dir.with_name(f"{data_dir.name}-{moment}.new")
     cluster_id = restore_backup(backup, fresh, name, members, RealRandomness())
-    data_dir.rename(aside)
-    fresh.rename(data_dir)
+    # In one step: a node that is started over a directory that is not there would begin a cluster with nothing.
+    exchange(data_dir, fresh)
+    fresh.rename(aside)
+    sync_directory(data_dir.parent)
     click.echo(f"{backup} has everything up to revision {manifest.revision}")
     click.echo(f"{aside} is the old directory")
     click.echo(f"{data_dir} is member {name} of the new cluster {cluster_id}")
