@@ -55,16 +55,23 @@ def measure_beside(job: Job, pairs: int, action: Callable[[], None]) -> Beside:
     """
     result = Beside([], [], [])
     for _ in range(pairs):
-        result.alone.append(run_load(job))
+        result.alone.append(_run(job))
         ended = threading.Event()
         thread = threading.Thread(target=_repeat, args=(action, ended, result.seconds))
         thread.start()
         try:
-            result.beside.append(run_load(job))
+            result.beside.append(_run(job))
         finally:
             ended.set()
             thread.join()
     return result
+
+
+def _run(job: Job) -> Measured:
+    measured = run_load(job)
+    if measured.errors:
+        raise SystemExit(f"{measured.errors} of {measured.requests} writes failed: nothing is measured")
+    return measured
 
 
 def _repeat(action: Callable[[], None], ended: threading.Event, seconds: list[float]) -> None:

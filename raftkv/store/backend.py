@@ -88,6 +88,10 @@ class StoreIsFull(Exception):
     """The transaction does not fit into the present map; it was undone, and the map can be grown."""
 
 
+class CopyAbandoned(Exception):
+    """The store had to go on without waiting for a copy of it, which can be begun again."""
+
+
 class Backend(Protocol):
     """One store. Only one transaction is open at a time, but for a copy under way."""
 
@@ -135,6 +139,7 @@ class Backend(Protocol):
             written: Called with each piece that was written; may wait.
 
         Raises:
+            CopyAbandoned: It was given up; there is no file.
             OSError: It could not be written.
         """
         ...

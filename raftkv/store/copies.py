@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from raftkv.membership import Membership
-from raftkv.store.backend import Backend
+from raftkv.store.backend import Backend, CopyAbandoned
 from raftkv.store.bookkeeping import StoreInfo, read_info
 from raftkv.store.members import read_membership
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class StoreCopy:
 def copy_store(backend: Backend, path: str, pace: Callable[[int], None] = lambda _size: None) -> StoreCopy:
     """Write a compacted copy of a consistent state to a new file; may run in another thread than the transactions.
 
+    It is begun again when the store gives it up, twice as fast each time: a slow copy of a busy store might have no end.
+
     Args:
         backend: The store.
         path: The file.
@@ -40,6 +45,17 @@ def copy_store(backend: Backend, path: str, pace: Callable[[int], None] = lambda
     Raises:
         OSError: It could not be written.
     """
+    haste = 0
+    while True:
+        try:
+            return _copy(backend, path, pace, haste)
+        except CopyAbandoned:
+            # The store has more room by now, or is another one.
+            haste += 1
+            logger.info("beginning a copy of the store again, which had no room to grow beside it")
+
+
+def _copy(backend: Backend, path: str, pace: Callable[[int], None], haste: int) -> StoreCopy:
     digest = hashlib.sha256()
     size = 0
 
@@ -47,7 +63,7 @@ def copy_store(backend: Backend, path: str, pace: Callable[[int], None] = lambda
         nonlocal size
         digest.update(piece)
         size += len(piece)
-        pace(len(piece))
+        pace(len(piece) >> haste)
 
     backend.copy_to(path, note)
     with backend.open_copy(path) as view:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ import orjson
 
 from raftkv.errors import StorageFailed
 from raftkv.store import long_keys
-from raftkv.store.backend import LONG_KEYED, Space, StoreIsFull
+from raftkv.store.backend import LONG_KEYED, CopyAbandoned, Space, StoreIsFull
+from raftkv.store.copy_thread import CopyThread
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class LmdbBackend:
     def __init__(self, directory: Path, initial_map_bytes: int = INITIAL_MAP_BYTES) -> None:
         self._directory = directory
         self._initial_map_bytes = initial_map_bytes
-        self._copying = threading.Lock()
+        self._copying, self._reading = threading.Lock(), threading.Lock()
+        self._copy: CopyThread | None = None
         self._growth_failed = False
         self._open()
 
@@ -96,19 +98,42 @@ class LmdbBackend:
         """Open a transaction."""
         try:
             with self._environment.begin(write=True) as transaction:
-                yield _Transaction(transaction, self._databases, self._long)
+                try:
+                    yield _Transaction(transaction, self._databases, self._long)
+                except BaseException:
+                    # What is undone waits in py-lmdb until no other thread copies.
+                    if self._copy is not None:
+                        self._copy.abandon()
+                    raise
         except lmdb.MapFullError as error:
             raise StoreIsFull from error
 
     def grow(self) -> None:
-        """Make room, after waiting for a copy under way."""
+        """Make room; a copy under way, whose view keeps pages from being used again, is given up."""
+        with self._without_copy() as abandoned:
+            try:
+                self._grow()
+            except StorageFailed as error:
+                if abandoned is None:
+                    raise
+                # Its end makes room; begun again, it would take it again.
+                abandoned.refusal = error
+
+    def _grow(self) -> None:
         larger = self._map_bytes + min(self._map_bytes, LARGEST_GROWTH_BYTES)
-        with self._copying:
-            self._check_free(larger - self._map_bytes)
-            self._allocate(larger)
-            self._environment.set_mapsize(larger)
+        self._check_free(larger - self._map_bytes)
+        self._allocate(larger)
+        self._environment.set_mapsize(larger)
         self._map_bytes = larger
         logger.info("the store's map has grown to %d bytes", larger)
+
+    @contextmanager
+    def _without_copy(self) -> Iterator[CopyThread | None]:
+        """Keep copies away; yields the one that was under way, and that has ended where it was."""
+        copy, self._copy = self._copy, None
+        abandoned = copy if copy is not None and copy.abandon() else None
+        with self._reading:
+            yield abandoned
 
     def grow_early(self) -> None:
         """Grow when more than half of the map is used, unless a copy or a full disk is in the way."""
@@ -147,42 +172,29 @@ class LmdbBackend:
         LMDB would write it at once, and its sync would hold up the journal's on the same disk.
         """
         try:
-            with (
-                self._copying,
-                Path(path).open("xb", buffering=0) as file,
-                closing(self._pieces_of_copy()) as pieces,
-            ):
-                for piece in pieces:
-                    _write_all(file.fileno(), piece)
-                    os.fdatasync(file.fileno())
-                    written(piece)
+            with self._copying, Path(path).open("xb", buffering=0) as file:
+                self._copy = copy = CopyThread(self._copy_view, self._reading)
+                with closing(copy.pieces(_PIECE_BYTES)) as pieces:
+                    for piece in pieces:
+                        _write_all(file.fileno(), piece)
+                        os.fdatasync(file.fileno())
+                        written(piece)
         except (lmdb.Error, OSError) as error:
             raise OSError(f"copying the store to {path} failed: {error}") from error
+        if copy.is_abandoned:
+            Path(path).unlink()
+            self._tell_abandoned(path, copy)
 
-    def _pieces_of_copy(self) -> Generator[bytes]:
-        """Yield a compacted copy as another thread makes it."""
-        errors: list[lmdb.Error] = []
-        read_end, write_end = os.pipe()
+    def _tell_abandoned(self, path: str, copy: CopyThread) -> None:
+        with self._reading:
+            # Whoever gave it up knows by now what came of that.
+            refusal = copy.refusal
+        if refusal is not None:
+            raise OSError(f"copying the store to {path} failed: meanwhile it could not grow: {refusal}") from refusal
+        raise CopyAbandoned
 
-        def copy() -> None:
-            try:
-                self._environment.copyfd(write_end, compact=True)
-            except lmdb.Error as error:
-                errors.append(error)
-            finally:
-                os.close(write_end)
-
-        thread = threading.Thread(target=copy, name="copy", daemon=True)
-        thread.start()
-        try:
-            with os.fdopen(read_end, "rb", buffering=0) as pipe:
-                while piece := _read_all(pipe.fileno(), _PIECE_BYTES):
-                    yield piece
-        finally:
-            # Without a reader it ends by itself.
-            thread.join()
-        if errors:
-            raise errors[0]
+    def _copy_view(self, descriptor: int) -> None:
+        self._environment.copyfd(descriptor, compact=True)
 
     def open_copy(self, path: str) -> AbstractContextManager[_Transaction]:
         """Open a copy for reading."""
@@ -196,7 +208,7 @@ class LmdbBackend:
 
     def replace_by(self, staged: str) -> None:
         """Become the copy at ``staged``."""
-        with self._copying:
+        with self._without_copy():
             self._environment.close()
             (self._directory / _LOCK_NAME).unlink(missing_ok=True)
             Path(staged).replace(self._directory / DATA_NAME)
@@ -208,7 +220,7 @@ class LmdbBackend:
 
     def close(self) -> None:
         """Sync, mark the shutdown as clean, and release the environment."""
-        with self._copying:
+        with self._without_copy():
             self._environment.sync(True)
             self._environment.close()
         marker = read_marker(self._directory)
@@ -445,15 +457,6 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
             yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()
-
-
-def _read_all(descriptor: int, size: int) -> bytes:
-    """Return so many bytes of a pipe, fewer only at its end."""
-    pieces = []
-    while size and (piece := os.read(descriptor, size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from raftkv.errors import ForeignData, InvariantViolated
+from raftkv.errors import ForeignData, InvariantViolated, StorageFailed
 from raftkv.membership import Membership
 from raftkv.operations import (
     Alarm,
@@ -51,6 +52,9 @@ _EVENTS_BYTES = 4_194_304
 
 _PURGE_EVENTS = 256
 """Events that one purge looks at: a few milliseconds of the event loop."""
+
+
+_Outcome = TypeVar("_Outcome")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +175,17 @@ class Machine:
         for expected, entry in enumerate(entries, start=self.applied_index + 1):
             if entry.index != expected:
                 raise InvariantViolated(f"entry {entry.index} was to be applied after entry {expected - 1}")
+        results = self._with_room(lambda: self._apply_in_one_transaction(entries))
+        self._backend.grow_early()
+        return results
+
+    def _with_room(self, transact: Callable[[], _Outcome]) -> _Outcome:
+        """Return what a transaction returns, which is tried again with more room when it does not fit."""
         while True:
             try:
-                results = self._apply_in_one_transaction(entries)
+                return transact()
             except StoreIsFull:
                 self._backend.grow()
-            else:
-                self._backend.grow_early()
-                return results
 
     def _apply_in_one_transaction(self, entries: Sequence[CommittedEntry]) -> list[list[Result]]:
         last, info = entries[-1], self._info
@@ -205,18 +212,27 @@ class Machine:
         return changes
 
     def purge(self) -> bool:
-        """Remove a little of what compaction has made unreadable; return whether there is more."""
+        """Remove a little of what compaction has made unreadable; return whether there is more to do now."""
         compacted = self._info.compacted_revision
         if self._purged_to == compacted:
             return False
-        with self._backend.write() as transaction:
-            position = purge(transaction, self._purge_position, compacted, _PURGE_EVENTS)
-            # What is at the compacted revision itself is looked at again by the next compaction.
-            self._purge_position = place_of(compacted) if position is None else position
-            transaction.tree(Space.META).put(_PURGED, self._purge_position)
+        try:
+            position = self._with_room(lambda: self._purge_in_one_transaction(compacted))
+        except StorageFailed:
+            # It is in nobody's way, and is removed when there is room for that.
+            return False
         if position is None:
             self._purged_to = compacted
         return position is not None
+
+    def _purge_in_one_transaction(self, compacted: Revision) -> bytes | None:
+        with self._backend.write() as transaction:
+            position = purge(transaction, self._purge_position, compacted, _PURGE_EVENTS)
+            # What is at the compacted revision itself is looked at again by the next compaction.
+            reached = place_of(compacted) if position is None else position
+            transaction.tree(Space.META).put(_PURGED, reached)
+        self._purge_position = reached
+        return position
 
     def get(self, key: bytes) -> KeyValue | None:
         """Return a live key."""

@@ -1,0 +1,86 @@
+"""A copy that another thread makes, read piece by piece, and given up at once when it is in the way.
+
+LMDB copies a view of the store into a file descriptor, and for as long as that lasts the map can neither grow nor be
+replaced. Whoever owns the store must not wait for that: a copy takes as long as the disk lets it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import suppress
+
+
+class CopyThread:
+    """Runs one copy.
+
+    Args:
+        copy: Writes the copy into a descriptor.
+        reading: Held while it does.
+
+    Attributes:
+        is_abandoned: Whether it was given up before its end.
+        refusal: Why it should not be begun again, if it was.
+    """
+
+    def __init__(self, copy: Callable[[int], None], reading: threading.Lock) -> None:
+        self._copy = copy
+        self._reading = reading
+        self._output, self._input = socket.socketpair()
+        self._errors: list[Exception] = []
+        self._has_ended = False
+        self.is_abandoned = False
+        self.refusal: Exception | None = None
+
+    def pieces(self, size: int) -> Generator[bytes]:
+        """Yield the copy, in pieces of one size but for the last; it ends early when it is given up.
+
+        Raises:
+            Exception: What ``copy`` raised.
+        """
+        thread = threading.Thread(target=self._run, name="copy", daemon=True)
+        thread.start()
+        try:
+            with self._output:
+                while piece := _read_all(self._output.fileno(), size):
+                    yield piece
+        finally:
+            # Without a reader it ends by itself.
+            thread.join()
+        if self._errors and not self.is_abandoned:
+            raise self._errors[0]
+
+    def abandon(self) -> bool:
+        """Let it end where it is; called in another thread.
+
+        Whoever gets ``reading`` after that knows that it has ended, or will not begin.
+
+        Returns:
+            Whether it was given up, now or before; False when it has come to its end.
+        """
+        if not self._has_ended and not self.is_abandoned:
+            self.is_abandoned = True
+            with suppress(OSError):
+                self._input.shutdown(socket.SHUT_RDWR)
+        return self.is_abandoned
+
+    def _run(self) -> None:
+        try:
+            with self._input, self._reading:
+                if not self.is_abandoned:
+                    self._copy(self._input.fileno())
+        except Exception as error:  # noqa: BLE001 - raised again by whoever reads
+            self._errors.append(error)
+        finally:
+            self._has_ended = True
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    """Return so many bytes of a stream, fewer only at its end."""
+    pieces = []
+    while size and (piece := os.read(descriptor, size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
