@@ -35,7 +35,7 @@ class StoreCopy:
 def copy_store(backend: Backend, path: str, pace: Callable[[int], None] = lambda _size: None) -> StoreCopy:
     """Write a compacted copy of a consistent state to a new file; may run in another thread than the transactions.
 
-    It is begun again when the store gives it up, twice as fast each time: a slow copy of a busy store might have no end.
+    It is begun again when the store gives it up, twice as fast each time: a slow copy of a busy store may have no end.
 
     Args:
         backend: The store.

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -49,10 +50,12 @@ class Machine:
 
     Args:
         directory: Where the names, the volumes and the logs are kept.
+        secret: The files of the Secret that pods mount at ``/tls``.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, secret: Path) -> None:
         self.directory = directory
+        self.secret = secret
         self.namespace = f"rkv{os.getpid()}"
         self.hosts = directory / "hosts"
         self.hosts.write_text("")
@@ -80,9 +83,9 @@ class Machine:
             raise OSError(ctypes.get_errno(), "setns failed")
         os.close(descriptor)
 
-    def ask(self, address: str, path: str, seconds: float = 6.0) -> tuple[int, Any]:
+    def ask(self, scheme: str, address: str, path: str, seconds: float = 6.0) -> tuple[int, Any]:
         """Return status and JSON of an answer; status 0 without one."""
-        return self._threads.submit(_ask, f"http://{address}:2379{path}", seconds).result()
+        return self._threads.submit(_ask, f"{scheme}://{address}:2379{path}", seconds).result()
 
     def connect(self, number: int) -> tuple[str, str]:
         """Make a network namespace that is on the bridge; return its name and address."""
@@ -118,8 +121,11 @@ class Machine:
 
 
 def _ask(url: str, seconds: float) -> tuple[int, Any]:
+    context = ssl.create_default_context()
+    # Kubelets look at no certificate.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with urllib.request.urlopen(url, timeout=seconds) as answer:
+        with urllib.request.urlopen(url, timeout=seconds, context=context) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -142,7 +148,8 @@ class Pod:
         self._machine = machine
         (self._container,) = template["spec"]["containers"]
         self._grace = template["spec"]["terminationGracePeriodSeconds"]
-        self._environment = environment
+        self._environment = {key: value.replace("/tls/", f"{machine.secret}/") for key, value in environment.items()}
+        self.scheme = self._container["readinessProbe"]["httpGet"].get("scheme", "HTTP").lower()
         self.name = f"raftkv-{ordinal}"
         self._ordinal = ordinal
         self._volume = machine.directory / "volumes" / self.name
@@ -201,13 +208,14 @@ class Pod:
     def execute(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of raftkv in the pod, as ``kubectl exec`` does."""
         command = self._machine.command(self._namespace, sys.executable, "-m", "raftkv", *arguments)
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self._variables())
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self.variables())
 
     def probe(self, kind: str) -> bool:
         """Ask what one of the manifest's probes asks."""
         probe = self._container[kind]
-        path = probe["httpGet"]["path"]
-        return 200 <= self._machine.ask(self.address, path, probe.get("timeoutSeconds", 1))[0] < 400
+        asked = probe["httpGet"]
+        scheme = asked.get("scheme", "HTTP").lower()
+        return 200 <= self._machine.ask(scheme, self.address, asked["path"], probe.get("timeoutSeconds", 1))[0] < 400
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait until something is so."""
@@ -222,21 +230,22 @@ class Pod:
 
     def members(self) -> dict[str, bool]:
         """Return the members' names, and whether they vote, as this pod knows them."""
-        _status, document = self._machine.ask(self.address, "/v1/cluster/members")
+        _status, document = self._machine.ask(self.scheme, self.address, "/v1/cluster/members")
         return {} if document is None else {member["name"]: member["votes"] for member in document["members"]}
 
     def log(self) -> str:
         """Return what it has said since the pod was created."""
         return self._log.read_text()[self._log_begin :]
 
-    def _variables(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
+        """Return the variables of its container."""
         return {**os.environ, **self._environment}
 
     def _run_container(self) -> None:
         arguments = [argument.replace("=/data", f"={self._volume}") for argument in self._container["args"]]
         command = self._machine.command(self._namespace, sys.executable, "-m", "raftkv", *arguments)
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._variables())
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.variables())
 
     def _end_kubelet(self) -> None:
         self._stopping.set()

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +16,7 @@ import yaml
 
 from tests.k8s.pods import Machine, Pod, can_make_networks
 from tests.k8s.test_manifests import ROOT, environment_of, only
+from tests.tls_files import TestAuthority
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed"),
@@ -29,13 +32,14 @@ class Load:
     def __init__(self, machine: Machine, pods: list[Pod]) -> None:
         self._path = machine.directory / "acknowledged"
         self._path.write_text("")
-        endpoints = [f"http://{pod.host}:2379" for pod in pods]
+        endpoints = [f"{pod.scheme}://{pod.host}:2379" for pod in pods]
+        self._variables = pods[0].variables()
         self._command = machine.command(
             machine.namespace, sys.executable, "-m", "tests.k8s.writer", str(self._path), *endpoints
         )
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command)
+        self._process = subprocess.Popen(self._command, env=self._variables)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -58,22 +62,48 @@ class Load:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def template() -> dict[str, Any]:
-    output = subprocess.run(
-        ["kubectl", "kustomize", str(ROOT / "overlays" / "production-3")], capture_output=True, check=True, timeout=60
-    ).stdout
+def template_of(overlay: Path) -> dict[str, Any]:
+    output = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, check=True, timeout=60).stdout
     return only(list(yaml.safe_load_all(output)), "StatefulSet")["spec"]["template"]
 
 
-@pytest.fixture
-def pods(tmp_path: Path, template: dict[str, Any]):
-    with Machine(tmp_path) as machine:
+@contextmanager
+def pods_of(
+    tmp_path: Path, template: dict[str, Any], secret: Path = Path("none")
+) -> Iterator[tuple[Machine, list[Pod], list[Pod]]]:
+    with Machine(tmp_path, secret) as machine:
         made = [Pod(machine, template, ordinal, environment_of(template, ordinal)) for ordinal in range(MOST)]
         running: list[Pod] = []
         yield machine, made, running
         for pod in running:
             pod.lose()
+
+
+@pytest.fixture
+def pods(tmp_path: Path):
+    with pods_of(tmp_path, template_of(ROOT / "overlays" / "production-3")) as made:
+        yield made
+
+
+@pytest.fixture
+def encrypted_pods(tmp_path: Path):
+    copied = shutil.copytree(ROOT, tmp_path / "k8s")
+    mine = copied / "overlays/mine"
+    mine.mkdir()
+    kustomization = {"resources": ["../production-3"], "components": ["../../components/tls"]}
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    authority = TestAuthority.create(secret)
+    # The names that k8s/README.md asks for.
+    for file, name in zip(
+        authority.certify("pods", "raftkv", "raftkv.shop.svc", "*.raftkv-peers.shop.svc", "localhost"),
+        ("tls.crt", "tls.key"),
+        strict=True,
+    ):
+        file.rename(secret / name)
+    with pods_of(tmp_path, template_of(mine), secret) as made:
+        yield made
 
 
 def start(running: list[Pod], *pods: Pod) -> None:
@@ -98,7 +128,7 @@ def check_everything_is_there(running: list[Pod], load: Load) -> None:
     expected = set(load.acknowledged())
     assert expected
     for pod in running:
-        listing = pod.execute("ls", "load/", "--endpoints", "http://127.0.0.1:2379")
+        listing = pod.execute("ls", "load/", "--endpoints", f"{pod.scheme}://localhost:2379")
         assert listing.returncode == 0, listing.stderr
         assert expected <= set(listing.stdout.split())
 
@@ -170,3 +200,25 @@ def test_a_pod_with_a_lost_volume_comes_back_as_a_replacement(pods):
         check_everything_is_there(running, load)
     assert third.restarts > 0
     assert [pod.liveness_kills for pod in (first, second, third)] == [0] * 3
+
+
+def test_a_set_with_tls_is_restarted_repaired_and_scaled_under_load(encrypted_pods):
+    machine, (first, second, third, fourth, _fifth), running = encrypted_pods
+    start(running, first, second, third)
+    with Load(machine, [first, second, third, fourth]) as load:
+        load.wait_for_more()
+        for pod in (third, second, first):
+            end(running, pod)
+            start(running, pod)
+            load.wait_for_more()
+        assert load.failed() == []
+        lose(running, second)
+        second.lose_volume()
+        start(running, second)
+        start(running, fourth)
+        # As kubectl exec does, with nothing but the variables of the pod.
+        removed = first.execute("member", "remove", fourth.name)
+        assert removed.returncode == 0, removed.stderr
+        load.wait_for_more()
+        check_everything_is_there([first, second, third], load)
+    assert [pod.liveness_kills for pod in (first, second, third, fourth)] == [0] * 4
