@@ -62,6 +62,19 @@ class Membership:
         """Names of the members that do not."""
         return frozenset(member.name for member in self.members if not member.is_voter)
 
+    def voters_seen_by(self, name: NodeId, member_id: MemberId) -> frozenset[NodeId]:
+        """Return who votes as far as one node may count on it.
+
+        Whoever has its name and another id is another member: the node that it has replaced, or that was replaced by
+        it. A node that begins with the first members of its cluster must not take their vote for its own.
+
+        Args:
+            name: The node.
+            member_id: Its id.
+        """
+        own = self.named(name)
+        return self.voters if own is None or own.id == member_id else self.voters - {name}
+
     def named(self, name: NodeId) -> ClusterMember | None:
         """Return the member of a name."""
         return next((member for member in self.members if member.name == name), None)

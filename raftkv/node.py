@@ -107,7 +107,7 @@ class Node:
         membership = storage.machine.membership
         core = RaftCore(
             config.name,
-            membership.voters,
+            membership.voters_seen_by(config.name, storage.identity.member_id),
             storage.journal,
             storage.machine.applied_index,
             Timing(config.timing.heartbeat_ms / 1000, config.timing.election_timeout_ms / 1000),
@@ -321,8 +321,11 @@ class _TransportEvents:
         self.on_guest_gone = replica.on_guest_gone
 
     def accept_peer(self, name: NodeId, member_id: MemberId, storage_id: str) -> Rejected | None:
-        """Return why a peer is refused, None when it is welcome."""
-        if member_id in self._replica.membership.removed:
+        """Return why a peer is refused, None when it is welcome.
+
+        Only who votes turns a removed member away: the voters may not know yet of the removal, and need that vote.
+        """
+        if member_id in self._replica.membership.removed and self._replica.has_vote:
             return Rejected("removed", f"member {name} (id {member_id:016x}) was removed from the cluster")
         key = f"{member_id:016x}"
         known = self._journal.member_storage.get(key)

@@ -117,6 +117,13 @@ names = st.sampled_from([NodeId(f"n{number}") for number in range(1, 7)])
 changes = st.lists(st.tuples(st.sampled_from(["add", "promote", "remove", "replace"]), names), max_size=20)
 
 
+def test_a_node_that_took_the_place_of_another_has_not_its_vote():
+    name, old_id = FIRST.members[0].name, FIRST.members[0].id
+    assert FIRST.voters_seen_by(name, old_id) == FIRST.voters
+    assert FIRST.voters_seen_by(name, MemberId(old_id + 1)) == FIRST.voters - {name}
+    assert FIRST.voters_seen_by(NodeId("another"), MemberId(1)) == FIRST.voters
+
+
 @settings(max_examples=200, deadline=None)
 @given(changes)
 def test_majorities_before_and_after_a_change_overlap(steps):

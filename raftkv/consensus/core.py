@@ -418,7 +418,9 @@ class RaftCore:
     def _ask_for_pre_votes(self) -> None:
         question = self._candidacy.hold_back(self._engine, self._journal)
         if question is not None:
-            self._send_all((peer, question) for peer in sorted(self._configuration.voters - {self._name}))
+            # Members without a vote may know what is committed.
+            asked = (self._configuration.voters | self._configuration.learners) - {self._name}
+            self._send_all((peer, question) for peer in sorted(asked))
 
     def _may_campaign(self) -> bool:
         return self._configuration.may_campaign(self._name, self._journal.membership_changes, self.commit_index)
@@ -428,6 +430,11 @@ class RaftCore:
             self._engine.receive(peer, message)
 
     def _receive_pre_vote_result(self, peer: NodeId, message: PreVoteResult) -> None:
+        # Who must know that a change of the members is committed before it can be elected may learn it from anybody;
+        # etcd's Raft has commits in its votes for the same reason.
+        commit_index = Index(message.commit_index)
+        if commit_index > self.commit_index and self._journal.term_at(commit_index) == message.commit_term:
+            self._engine.learn_commit(commit_index)
         if self._configuration.counts(peer):
             self._candidacy.round.receive(peer, message)
 

@@ -118,7 +118,8 @@ class Candidacy:
         if granted and engine.election_deadline != FORCED:
             # Let the other go first, so that two candidates do not split the votes.
             engine.election_deadline = max(engine.election_deadline, now + self._jitter(0.1, 0.3))
-        return PreVoteResult(engine.term, message.round, granted)
+        commit_index = engine.commit_index
+        return PreVoteResult(engine.term, message.round, granted, commit_index, log.term_at(commit_index) or 0)
 
     def _hasten(self, engine: Engine, at_most: float) -> None:
         if engine.election_deadline != FORCED:

@@ -254,6 +254,12 @@ class Engine:
         """The current term."""
         return Term(self._raft._SyncObj__raftCurrentTerm)
 
+    def learn_commit(self, index: Index) -> None:
+        """Take note that an entry of this log is committed, whoever said so (log matching, Raft paper 5.3)."""
+        # The engine itself takes it from appends of the leader alone.
+        self._raft._SyncObj__raftCommitIndex = index
+        self._raft._SyncObj__raftLog.setRaftCommitIndex(index)
+
     @property
     def leader(self) -> NodeId | None:
         """The member that this node takes for the leader."""

@@ -87,11 +87,13 @@ class PreVote:
 
 @dataclass(frozen=True, slots=True)
 class PreVoteResult:
-    """The answer to a pre-vote."""
+    """The answer to a pre-vote, with what the sender knows to be committed."""
 
     term: int
     round: int
     granted: bool
+    commit_index: int
+    commit_term: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ _SCHEMA: dict[int, tuple[type[Any], tuple[Check, ...]]] = {
     5: (SnapshotHeartbeat, (_N, _N)),
     6: (TimeoutNow, (_N,)),
     7: (PreVote, (_N, _N, _N, _N)),
-    8: (PreVoteResult, (_N, _N, _F)),
+    8: (PreVoteResult, (_N, _N, _F, _N, _N)),
     9: (ReadPing, (_N, _N)),
     10: (ReadPong, (_N, _N)),
     11: (ReadIndexRequest, (_N,)),

@@ -260,6 +260,11 @@ class Replica:
         return self._core.may_change_members
 
     @property
+    def has_vote(self) -> bool:
+        """Whether this node is a voter, as far as it has applied."""
+        return self._name in self._membership.voters_seen_by(self._name, self._identity.member_id)
+
+    @property
     def _is_removed(self) -> bool:
         return self._identity.member_id in self._membership.removed
 
@@ -465,7 +470,8 @@ class Replica:
         membership = self._machine.membership
         before = {member.name: member.id for member in self._membership.members}
         renewed = frozenset(m.name for m in membership.members if before.get(m.name, m.id) != m.id)
-        self._core.reconfigure(membership.voters, membership.learners, self._machine.applied_index, renewed)
+        voters = membership.voters_seen_by(self._name, self._identity.member_id)
+        self._core.reconfigure(voters, membership.learners, self._machine.applied_index, renewed)
         if membership == self._membership:
             return
         self._membership = membership

@@ -6,7 +6,7 @@ import pytest
 
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
-from raftkv.consensus.messages import AppendEntries, RequestVote, StatusRequest
+from raftkv.consensus.messages import AppendEntries, PreVoteResult, RequestVote, StatusRequest
 from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated
 from raftkv.types import Index, NodeId, Role, Term
 from tests.consensus.harness import TIMING, Harness, SeededRandomness
@@ -54,6 +54,28 @@ def test_entries_are_applied_everywhere_in_order():
     cluster.settle()
     for node in cluster.nodes.values():
         assert node.payloads() == [b"%d" % number for number in range(50)]
+
+
+def test_what_is_committed_may_be_learned_from_whoever_answers_a_pre_vote():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.isolate("c")
+    cluster["b"].auto_sync = False
+    index, term = cluster.put("a", b"x")
+    cluster.settle()
+    cluster.isolate("b")
+    cluster["b"].auto_sync = True
+    cluster["b"].sync()
+    follower = cluster["b"].core
+    assert follower.commit_index < index, "nobody has told it"
+    question_round, now = 1, follower.term
+    follower.receive(NodeId("c"), PreVoteResult(now, question_round, False, index, term + 1))
+    assert follower.commit_index < index, "another entry is at that index"
+    follower.receive(NodeId("c"), PreVoteResult(now, question_round, False, index + 1, term))
+    assert follower.commit_index < index, "the log does not have it"
+    follower.receive(NodeId("c"), PreVoteResult(now, question_round, False, index, term))
+    follower.step()
+    assert follower.commit_index == index
 
 
 def test_only_a_leader_takes_proposals():

@@ -39,7 +39,7 @@ EXAMPLES = [
     SnapshotHeartbeat(3, 9),
     TimeoutNow(3),
     PreVote(4, 9, 3, 1),
-    PreVoteResult(3, 1, granted=True),
+    PreVoteResult(3, 1, granted=True, commit_index=7, commit_term=2),
     ReadPing(3, 2**48),
     ReadPong(3, 2**48),
     ReadIndexRequest(2**63 - 1),

@@ -184,6 +184,28 @@ def test_a_member_that_lost_its_disk_comes_back_as_a_new_one(tmp_path):
         load.wait_for_more()
 
 
+def test_the_member_that_a_cluster_began_with_alone_can_be_replaced(tmp_path):
+    """Its replacement begins with a membership in which somebody of its name is the only voter, and must not lead."""
+    with ProcessCluster(tmp_path, 1) as cluster:
+        (first,) = cluster.nodes
+        with Load(cluster.endpoints) as load:
+            for name in ("n2", "n3"):
+                node = joining(cluster, tmp_path, name)
+                node.start()
+                node.wait_ready()
+                cluster.nodes.append(node)
+            load.wait_for_more()
+        others = ",".join(node.url for node in cluster.nodes if node is not first)
+        first.kill()
+        shutil.rmtree(first.data_dir)
+        first.command = [flag for flag in first.command if not flag.startswith("--initial-cluster")]
+        mark = len(first.log())
+        first.start(f"--join={others}", "--replace-lost=true")
+        first.wait_ready()
+        assert "term 1: leader" not in first.log()[mark:]
+        assert missing_from(first, load) == []
+
+
 def test_a_member_that_waits_takes_the_place_of_a_dead_voter(tmp_path):
     flags = ("--autopilot-voters=3", "--autopilot-dead-after-s=2")
     with ProcessCluster(tmp_path, 3, *flags) as cluster, Load(cluster.endpoints) as load:

@@ -13,6 +13,7 @@ from raftkv.errors import StorageFailed
 from raftkv.service.leases import LONGEST_STEP_SECONDS
 from raftkv.types import NodeId
 from tests.simulation.interruption import Interruption
+from tests.simulation.schism import Schism
 
 if TYPE_CHECKING:
     from tests.simulation.node import SimulatedNode
@@ -41,15 +42,14 @@ FAULTS = (
     "membership",
     "interrupt",
     "backup",
+    "schism",
 )
 
-BEFORE_BACKUPS = frozenset(FAULTS) - {"interrupt", "backup"}
+BEFORE_BACKUPS = frozenset(FAULTS) - {"interrupt", "backup", "schism"}
 """Faults that leave snapshots on their way alone, and nothing that a cluster is restored from."""
 
 ON_FIRST_MEMBERS = BEFORE_BACKUPS - {"membership"}
 """Those of them that leave the members as they are."""
-
-_BETWEEN_NODES = {"partition", "one-way", "break", "interrupt"}
 
 _MEAN_PAUSE_BETWEEN = 1.2
 
@@ -120,9 +120,10 @@ class FaultInjector:
             "membership": self._membership,
             "interrupt": lambda: Interruption(world, self, self._rng).begin(),
             "backup": lambda: world.archive.begin(self._rng),
+            "schism": lambda: Schism(world, self, self._rng).begin(),
         }
         # A run with few kinds of faults reaches states that a run with all of them never stays long enough for.
-        enabled = sorted(world.plan.faults - (_BETWEEN_NODES if len(world.nodes) == 1 else set()))
+        enabled = sorted(world.plan.faults)
         count = self._rng.randint(min(2, len(enabled)), len(enabled)) if enabled else 0
         self._enabled = sorted(self._rng.sample(enabled, count))
 
@@ -144,7 +145,8 @@ class FaultInjector:
         weather.reorder = False
         weather.latency = 0.001
         weather.cut.clear()
-        self._world.network.tamper = None
+        self._world.network.bring_together()
+        self._world.network.tamper = self._world.network.watch = None
         self._world.slow_disks = False
         for node in self._world.nodes.values():
             self._mend_disk(node)
@@ -218,12 +220,16 @@ class FaultInjector:
 
     def _partition(self) -> None:
         names = list(self._world.nodes)
+        if len(names) < 2:
+            return
         self._rng.shuffle(names)
         side = set(names[: self._rng.randint(1, len(names) - 1)])
         self._cut({(a, b) for a in names for b in names if (a in side) != (b in side)})
 
     def _one_way(self) -> None:
         names = list(self._world.nodes)
+        if len(names) < 2:
+            return
         source = self._rng.choice(names)
         others = [name for name in names if name != source]
         targets = self._rng.sample(others, self._rng.randint(1, len(others)))
@@ -232,6 +238,8 @@ class FaultInjector:
 
     def _break(self) -> None:
         names = list(self._world.nodes)
+        if len(names) < 2:
+            return
         source, target = self._rng.sample(names, 2)
         self._world.network.break_link(source, target)
 

@@ -25,6 +25,7 @@ class Weather:
         reorder: Whether messages of one connection may overtake each other.
         latency: Mean seconds that a message takes.
         cut: Links, each (source, target), on which nothing gets through.
+        apart: Links on which nobody shakes hands: no connection is made or declined, those that are there stay.
     """
 
     loss: float = 0.0
@@ -32,6 +33,7 @@ class Weather:
     reorder: bool = False
     latency: float = 0.001
     cut: set[tuple[NodeId, NodeId]] = field(default_factory=set)
+    apart: set[tuple[NodeId, NodeId]] = field(default_factory=set)
 
 
 class Endpoint:
@@ -103,6 +105,7 @@ class Network:
         self.weather = Weather()
         self.delivered = 0
         self.tamper: Callable[[Message], Message | None] | None = None
+        self.watch: Callable[[NodeId, NodeId, Message], None] | None = None
         self._poll()
 
     def add(self, name: NodeId) -> None:
@@ -113,8 +116,14 @@ class Network:
     def reconsider(self, name: NodeId) -> None:
         """Close the connections of a node that it does not want any more."""
         for source, target in [link for link in self.connections if name in link]:
-            if not self._may_connect(source, target):
+            if (source, target) not in self.weather.apart and not self._may_connect(source, target):
                 self._break(source, target)
+
+    def bring_together(self) -> None:
+        """Let everybody shake hands again, and close what was not wanted meanwhile."""
+        self.weather.apart.clear()
+        for name in self._nodes:
+            self.reconsider(name)
 
     def send(self, source: NodeId, target: NodeId, message: Message) -> bool:
         """Put a message on its way; False without a connection."""
@@ -123,6 +132,8 @@ class Network:
             return False
         # Through the codec: only what the wire can carry arrives, and no two nodes share an object.
         copied = decode(encode(message))
+        if self.watch is not None:
+            self.watch(source, target, copied)
         if (source, target) in self.weather.cut:
             connection.stalled.append(copied)
             if connection.stalled_since is None:
@@ -173,7 +184,8 @@ class Network:
             connection = self.connections.get((source, target))
             is_cut = (source, target) in self.weather.cut
             if connection is None:
-                both_ways = not is_cut and (target, source) not in self.weather.cut
+                away = self.weather.cut | self.weather.apart
+                both_ways = (source, target) not in away and (target, source) not in away
                 are_up = self._is_up(source) and self._is_up(target)
                 if both_ways and are_up and self._may_connect(source, target):
                     self._last_number += 1

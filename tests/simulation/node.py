@@ -333,7 +333,7 @@ class SimulatedNode:
         membership = storage.machine.membership
         core = RaftCore(
             self.name,
-            membership.voters,
+            membership.voters_seen_by(self.name, storage.identity.member_id),
             storage.journal,
             storage.machine.applied_index,
             TIMING,

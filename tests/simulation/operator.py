@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import MemberMissing, NotApplied, UnknownOutcome
 from raftkv.membership import ClusterMember
@@ -13,7 +13,7 @@ from tests.simulation.disk import VirtualDisk
 from tests.simulation.node import AUTOPILOT_DEAD_SECONDS, SimulatedNode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from raftkv.service.members import Members
     from tests.simulation.world import World
@@ -45,9 +45,21 @@ class Operator:
         own_rng = random.Random(rng.getrandbits(64))
         if self._is_replacing or len(self._tasks) >= _AT_ONCE or (self._tasks and action == self._replace):
             return
-        task = self._world.loop.create_task(action(own_rng))
+        self._begin(action(own_rng))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._world.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def remove_together(self, names: list[NodeId]) -> bool:
+        """Begin to remove some members at once; return whether that may be done now."""
+        if self._is_replacing or self._tasks:
+            return False
+        for name in names:
+            member_id = self._world.nodes[name].member_id
+            self._begin(self._at_leader(f"remove {name}", lambda members, gone=member_id: members.remove(gone)))
+        return True
 
     async def finish(self) -> None:
         """Wait for the changes under way."""

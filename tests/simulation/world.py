@@ -406,7 +406,7 @@ class World:
         known, mirrored = dialler.storage.machine.membership, acceptor.storage.machine.membership
         if known.named(target) is None and target not in dialler.guests:
             return False
-        if dialler.member_id in mirrored.removed:
+        if dialler.member_id in mirrored.removed and acceptor.replica.has_vote:
             dialler.enter(dialler.replica.on_failed, RemovedFromCluster(f"{target} says so"))
             return False
         if acceptor.member_id in known.removed:
