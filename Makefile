@@ -34,8 +34,10 @@ test: lint
 	rm -rf .coverage
 	mkdir -p .coverage
 	($(BIN)/pytest tests/simulation && $(BIN)/coverage run -m pytest tests/k8s && \
-	nice $(BIN)/python -m tests.simulation --today 300 --nodes 3 && \
-	nice $(BIN)/python -m tests.simulation --today 200 --nodes 5) > .simulation.log 2>&1 & simulated=$$!; \
+	nice $(BIN)/python -m tests.simulation --today 240 --nodes 3 && \
+	nice $(BIN)/python -m tests.simulation --today 150 --nodes 5 && \
+	nice $(BIN)/python -m tests.simulation --today 30 --nodes 2 && \
+	nice $(BIN)/python -m tests.simulation --today 30 --nodes 1) > .simulation.log 2>&1 & simulated=$$!; \
 	$(BIN)/coverage run -m pytest --ignore=tests/simulation --ignore=tests/k8s; tested=$$?; \
 	wait $$simulated; found=$$?; cat .simulation.log; test $$tested = 0 && test $$found = 0
 	$(BIN)/coverage combine --quiet
