@@ -44,6 +44,10 @@ class Configuration:
         self.voters, self.learners = frozenset(voters), frozenset(learners)
         return (self.voters, self.learners) != before
 
+    def others(self, name: NodeId) -> list[NodeId]:
+        """Return all members but one, sorted: those without a vote may know what is committed, too."""
+        return sorted((self.voters | self.learners) - {name})
+
     def admit(self, peer: NodeId) -> None:
         """Listen to a peer that is no member as far as this node knows, which may be behind.
 

@@ -418,9 +418,7 @@ class RaftCore:
     def _ask_for_pre_votes(self) -> None:
         question = self._candidacy.hold_back(self._engine, self._journal)
         if question is not None:
-            # Members without a vote may know what is committed.
-            asked = (self._configuration.voters | self._configuration.learners) - {self._name}
-            self._send_all((peer, question) for peer in sorted(asked))
+            self._send_all((peer, question) for peer in self._configuration.others(self._name))
 
     def _may_campaign(self) -> bool:
         return self._configuration.may_campaign(self._name, self._journal.membership_changes, self.commit_index)
@@ -430,13 +428,7 @@ class RaftCore:
             self._engine.receive(peer, message)
 
     def _receive_pre_vote_result(self, peer: NodeId, message: PreVoteResult) -> None:
-        # Who must know that a change of the members is committed before it can be elected may learn it from anybody;
-        # etcd's Raft has commits in its votes for the same reason.
-        commit_index = Index(message.commit_index)
-        if commit_index > self.commit_index and self._journal.term_at(commit_index) == message.commit_term:
-            self._engine.learn_commit(commit_index)
-        if self._configuration.counts(peer):
-            self._candidacy.round.receive(peer, message)
+        self._candidacy.receive(self._engine, peer, message, self._journal, counts=self._configuration.counts(peer))
 
     def _receive_append_entries(self, peer: NodeId, message: AppendEntries) -> None:
         if self._guards.known_commands_only and not has_known_commands(message):

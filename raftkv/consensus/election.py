@@ -10,7 +10,7 @@ from raftkv.consensus.engine import Engine, Timing
 from raftkv.consensus.guard import LogView, pre_vote_is_grantable
 from raftkv.consensus.messages import PreVote, PreVoteResult
 from raftkv.ports import Clock, Randomness
-from raftkv.types import NodeId, Role, Term
+from raftkv.types import Index, NodeId, Role, Term
 
 FORCED = 0.0
 """The engine's own mark of an election that a leadership transfer asked for."""
@@ -120,6 +120,18 @@ class Candidacy:
             engine.election_deadline = max(engine.election_deadline, now + self._jitter(0.1, 0.3))
         commit_index = engine.commit_index
         return PreVoteResult(engine.term, message.round, granted, commit_index, log.term_at(commit_index) or 0)
+
+    def receive(self, engine: Engine, peer: NodeId, result: PreVoteResult, log: LogView, *, counts: bool) -> None:
+        """Take an answer: what it says of commits from any member, and its vote if that counts.
+
+        Who must know that a change of the members is committed before it can be elected may learn it from anybody;
+        etcd's Raft has commits in its votes for the same reason.
+        """
+        commit_index = Index(result.commit_index)
+        if commit_index > engine.commit_index and log.term_at(commit_index) == result.commit_term:
+            engine.learn_commit(commit_index)
+        if counts:
+            self.round.receive(peer, result)
 
     def _hasten(self, engine: Engine, at_most: float) -> None:
         if engine.election_deadline != FORCED:
