@@ -30,6 +30,9 @@ _NAME_DELAY_SECONDS = 1.0
 _RESTART_SECONDS = 0.5
 _READY_SECONDS = 90.0
 
+_OWN_NAMES = "127.0.0.1 localhost\n"
+"""What every pod's hosts file begins with."""
+
 
 def can_make_networks() -> bool:
     """Whether this process may make network namespaces."""
@@ -58,7 +61,7 @@ class Machine:
         self.secret = secret
         self.namespace = f"rkv{os.getpid()}"
         self.hosts = directory / "hosts"
-        self.hosts.write_text("")
+        self.hosts.write_text(_OWN_NAMES)
         self._names: dict[str, str] = {}
         self._lock = threading.Lock()
         self._last_address = 1
@@ -108,7 +111,7 @@ class Machine:
         """Let a name mean an address from now on, for everybody."""
         with self._lock:
             self._names[host] = address
-            lines = "".join(f"{known} {name}\n" for name, known in self._names.items())
+            lines = _OWN_NAMES + "".join(f"{known} {name}\n" for name, known in self._names.items())
             # In place: it is bound over /etc/hosts, and a new file would not be.
             with self.hosts.open("r+") as file:
                 file.write(lines)
