@@ -46,11 +46,13 @@ class Membership:
         version: Number of changes so far.
         members: The members, by name.
         removed: Ids of those that were removed.
+        unconfirmed: Those of them whose removal a majority of the voters may not be certain of yet.
     """
 
     version: int
     members: tuple[ClusterMember, ...]
-    removed: frozenset[MemberId]
+    removed: frozenset[MemberId] = frozenset()
+    unconfirmed: frozenset[MemberId] = frozenset()
 
     @property
     def voters(self) -> frozenset[NodeId]:
@@ -61,6 +63,13 @@ class Membership:
     def learners(self) -> frozenset[NodeId]:
         """Names of the members that do not."""
         return frozenset(member.name for member in self.members if not member.is_voter)
+
+    def turns_away(self, member_id: MemberId) -> bool:
+        """Whether a member was removed and may be told, which is its end.
+
+        Until its removal is confirmed, whoever is not certain of it may need its vote to be elected.
+        """
+        return member_id in self.removed and member_id not in self.unconfirmed
 
     def voters_seen_by(self, name: NodeId, member_id: MemberId) -> frozenset[NodeId]:
         """Return who votes as far as one node may count on it.
@@ -141,7 +150,15 @@ class UpdateMember:
     peer_address: str
 
 
-MemberChange = AddMember | PromoteMember | RemoveMember | ReplaceMember | UpdateMember
+@dataclass(frozen=True, slots=True)
+class ConfirmRemovals:
+    """Say that whoever has this change in its log is certain of the removals before it.
+
+    Each change says so, for none is proposed before the last is applied. This one says nothing else.
+    """
+
+
+MemberChange = AddMember | PromoteMember | RemoveMember | ReplaceMember | UpdateMember | ConfirmRemovals
 
 
 class ChangeRefused(Exception):
@@ -178,7 +195,7 @@ def initial_membership(cluster_id: ClusterId, members: Iterable[Member]) -> Memb
         ClusterMember(initial_member_id(cluster_id, member.name), member.name, member.peer_address, is_voter=True)
         for member in members
     )
-    return Membership(0, _sorted(voters), frozenset())
+    return Membership(0, _sorted(voters))
 
 
 def changed(membership: Membership, change: MemberChange) -> Membership:
@@ -189,6 +206,10 @@ def changed(membership: Membership, change: MemberChange) -> Membership:
         MemberTaken: It would give two members the same id, name or address.
         ChangeRefused: It cannot be made for another reason.
     """
+    if isinstance(change, ConfirmRemovals):
+        if not membership.unconfirmed:
+            raise ChangeRefused("no removal waits to be confirmed")
+        return _with(membership, None, None)
     if isinstance(change, AddMember):
         if membership.named(change.name) is not None:
             raise MemberTaken(f"there is a member {change.name} already")
@@ -214,13 +235,12 @@ def changed(membership: Membership, change: MemberChange) -> Membership:
 
 def _with(membership: Membership, old: ClusterMember | None, new: ClusterMember | None) -> Membership:
     others = [member for member in membership.members if member != old]
-    removed = membership.removed
-    if old is not None and (new is None or new.id != old.id):
-        removed |= {old.id}
+    gone = frozenset({old.id} if old is not None and (new is None or new.id != old.id) else ())
+    removed = membership.removed | gone
     if new is not None:
         _check_free(others, removed, new)
         others.append(new)
-    return Membership(membership.version + 1, _sorted(others), removed)
+    return Membership(membership.version + 1, _sorted(others), removed, unconfirmed=gone)
 
 
 def _check_free(others: list[ClusterMember], removed: frozenset[MemberId], new: ClusterMember) -> None:

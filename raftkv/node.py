@@ -40,7 +40,7 @@ from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties, MembershipDuty
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases, SteadyClock
-from raftkv.service.members import Autopilot, AutopilotPolicy, Members, Promotion
+from raftkv.service.members import Autopilot, AutopilotPolicy, Members, Upkeep
 from raftkv.service.proposer import ProposerLimits
 from raftkv.service.store import Store
 from raftkv.service.writes import ClusterTime, Writes
@@ -184,7 +184,7 @@ class Node:
     def _membership_duty(self, replica: Replica) -> MembershipDuty:
         replacing = self._config.replacing
         if not replacing.voters:
-            return Promotion(replica)
+            return Upkeep(replica)
         return Autopilot(replica, AutopilotPolicy(replacing.voters, replacing.dead_after_s), self._clock)
 
     def _backups(self, directory: RealDirectory, storage: Storage, replica: Replica) -> Backups:
@@ -321,11 +321,8 @@ class _TransportEvents:
         self.on_guest_gone = replica.on_guest_gone
 
     def accept_peer(self, name: NodeId, member_id: MemberId, storage_id: str) -> Rejected | None:
-        """Return why a peer is refused, None when it is welcome.
-
-        Only who votes turns a removed member away: the voters may not know yet of the removal, and need that vote.
-        """
-        if member_id in self._replica.membership.removed and self._replica.has_vote:
+        """Return why a peer is refused, None when it is welcome."""
+        if self._replica.membership.turns_away(member_id):
             return Rejected("removed", f"member {name} (id {member_id:016x}) was removed from the cluster")
         key = f"{member_id:016x}"
         known = self._journal.member_storage.get(key)

@@ -260,11 +260,6 @@ class Replica:
         return self._core.may_change_members
 
     @property
-    def has_vote(self) -> bool:
-        """Whether this node is a voter, as far as it has applied."""
-        return self._name in self._membership.voters_seen_by(self._name, self._identity.member_id)
-
-    @property
     def _is_removed(self) -> bool:
         return self._identity.member_id in self._membership.removed
 
@@ -478,8 +473,8 @@ class Replica:
         listing = ", ".join(m.name if m.is_voter else f"{m.name} (without a vote)" for m in membership.members)
         logger.info("the members are %s", listing)
         if self._is_removed:
-            # It goes on voting, for the others may not know yet that this is committed, and could need its vote for
-            # that. Whoever does know turns it away, and that is its end.
+            # It goes on voting, for the others may not be certain yet that this is committed, and could need its vote
+            # for that. When enough of them are, they turn it away, and that is its end.
             logger.warning("this node was removed from cluster %s", self._identity.cluster_id)
         assert self._transport is not None
         self._transport.set_members(membership.members)

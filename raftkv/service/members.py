@@ -1,4 +1,4 @@
-"""Changes of the membership: checked at the leader, proposed one at a time, and promotions without being asked."""
+"""Changes of the membership: checked at the leader, proposed one at a time, and those that nobody has to ask for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from raftkv.errors import MemberChangeRefused, MemberExists, MemberMissing, Memb
 from raftkv.membership import (
     AddMember,
     ClusterMember,
+    ConfirmRemovals,
     MemberChange,
     MemberId,
     Membership,
@@ -80,8 +81,8 @@ class MembersNode(Protocol):
         ...
 
 
-class Promotion:
-    """Decides which member is to vote next.
+class Upkeep:
+    """Decides what becomes of members that wait: those that have caught up vote, those that were removed may be told.
 
     Args:
         node: The running node.
@@ -91,6 +92,10 @@ class Promotion:
         self._node = node
 
     def due(self) -> MemberChange | None:
+        """Return the change that is to be proposed now, None for none."""
+        return self.promotion() or self.confirmation()
+
+    def promotion(self) -> PromoteMember | None:
         """Return the promotion of a member that has caught up, if there is one and it may be proposed now."""
         membership = self._node.membership
         if not membership.learners or not self._node.may_change_members:
@@ -100,6 +105,11 @@ class Promotion:
             if progress is not None and progress.match_index and progress.has_caught_up:
                 return PromoteMember(member.id)
         return None
+
+    def confirmation(self) -> ConfirmRemovals | None:
+        """Return the confirmation of removals, if they wait for one and it may be proposed now."""
+        waits = self._node.membership.unconfirmed and self._node.may_change_members
+        return ConfirmRemovals() if waits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,7 @@ class Autopilot:
         self._node = node
         self._policy = policy
         self._clock = clock
-        self._promotion = Promotion(node)
+        self._upkeep = Upkeep(node)
         self._unreachable_since: dict[MemberId, float] = {}
 
     def due(self) -> MemberChange | None:
@@ -141,10 +151,10 @@ class Autopilot:
             # Who does not lead knows nothing of who can be reached.
             self._unreachable_since.clear()
             return None
-        promotion = self._promotion.due()
-        if promotion is None or len(self._node.membership.voters) < self._policy.voters:
-            return promotion
-        return self._removal()
+        change: MemberChange | None = self._upkeep.promotion()
+        if change is not None and len(self._node.membership.voters) >= self._policy.voters:
+            change = self._removal()
+        return change or self._upkeep.confirmation()
 
     def _observe(self) -> None:
         now = self._clock.now()

@@ -10,6 +10,7 @@ from raftkv.errors import CorruptData
 from raftkv.membership import (
     AddMember,
     ClusterMember,
+    ConfirmRemovals,
     MemberChange,
     MemberId,
     Membership,
@@ -21,7 +22,7 @@ from raftkv.membership import (
 from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
 from raftkv.types import NodeId
 
-NO_MEMBERS = Membership(0, (), frozenset())
+NO_MEMBERS = Membership(0, ())
 """The membership of a store that was never told of one."""
 
 _PLACE = b"members"
@@ -32,6 +33,7 @@ _KINDS: dict[int, tuple[type[Any], tuple[type, ...]]] = {
     3: (RemoveMember, (int,)),
     4: (ReplaceMember, (int, int, str)),
     5: (UpdateMember, (int, str)),
+    6: (ConfirmRemovals, ()),
 }
 _NUMBERS = {kind: number for number, (kind, _types) in _KINDS.items()}
 
@@ -39,7 +41,7 @@ _NUMBERS = {kind: number for number, (kind, _types) in _KINDS.items()}
 def write_membership(transaction: WriteTransaction, membership: Membership) -> None:
     """Keep a membership."""
     members = [(member.id, member.name, member.peer_address, member.is_voter) for member in membership.members]
-    fields = (membership.version, members, sorted(membership.removed))
+    fields = (membership.version, members, sorted(membership.removed), sorted(membership.unconfirmed))
     transaction.tree(Space.META).put(_PLACE, bytes(msgpack.packb(fields)))
 
 
@@ -58,7 +60,7 @@ def read_membership(view: ReadTransaction, source: str) -> Membership:
     if not data:
         return NO_MEMBERS
     try:
-        version, members, removed = msgpack.unpackb(data, use_list=False)
+        version, members, removed, unconfirmed = msgpack.unpackb(data, use_list=False)
         return Membership(
             version,
             tuple(
@@ -66,6 +68,7 @@ def read_membership(view: ReadTransaction, source: str) -> Membership:
                 for number, name, address, is_voter in members
             ),
             frozenset(MemberId(number) for number in removed),
+            frozenset(MemberId(number) for number in unconfirmed),
         )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise CorruptData(source, 0, f"its membership cannot be read ({error})") from error

@@ -16,7 +16,7 @@ from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases
-from raftkv.service.members import Members, Progress, Promotion
+from raftkv.service.members import Members, Progress, Upkeep
 from raftkv.service.store import Store
 from raftkv.service.watches import WatchHub
 from raftkv.service.writes import ClusterTime, Writes
@@ -69,7 +69,7 @@ class InstantLog:
             timer,
             Compactor(Retention()),
             Quota(QUOTA_BYTES, "n1"),
-            Promotion(self),
+            Upkeep(self),
             self.leading,
         )
         writes = Writes(self, ClusterTime(self.machine, self.clock, self.leading), 60)

@@ -14,7 +14,7 @@ from raftkv.errors import (
     NotLeader,
 )
 from raftkv.membership import MemberId, PromoteMember, RemoveMember
-from raftkv.service.members import Autopilot, AutopilotPolicy, Progress, Promotion
+from raftkv.service.members import Autopilot, AutopilotPolicy, Progress, Upkeep
 from raftkv.store.commands import ChangeMembers
 from raftkv.types import Index, NodeId
 from tests.http.http_store import InstantLog
@@ -130,10 +130,10 @@ async def test_a_member_votes_when_it_has_caught_up(behind, is_promoted):
     log = Behind()
     added = await log.members.add(N4, "10.0.0.4:2380")
     log.behind = behind
-    promotion = Promotion(log)
-    assert promotion.due() == (PromoteMember(added.id) if is_promoted else None)
+    upkeep = Upkeep(log)
+    assert upkeep.due() == (PromoteMember(added.id) if is_promoted else None)
     log.is_settled = False
-    assert promotion.due() is None
+    assert upkeep.due() is None
     log.is_settled = True
     if not is_promoted:
         with pytest.raises(MemberChangeRefused, match="too far behind"):

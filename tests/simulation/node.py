@@ -32,7 +32,7 @@ from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock, Leases, SteadyClock
-from raftkv.service.members import Autopilot, AutopilotPolicy, Members, Promotion
+from raftkv.service.members import Autopilot, AutopilotPolicy, Members, Upkeep
 from raftkv.service.proposer import ProposerLimits
 from raftkv.service.store import Store
 from raftkv.service.turns import Turns
@@ -412,9 +412,9 @@ class SimulatedNode:
         )
         self.replica.start(self.writer, Endpoint(self.world.network, self.name), self.keeper, self.duties)
 
-    def _membership_duty(self) -> Promotion | Autopilot:
+    def _membership_duty(self) -> Upkeep | Autopilot:
         if not self.world.has_autopilot:
-            return Promotion(self.replica)
+            return Upkeep(self.replica)
         policy = AutopilotPolicy(self.world.plan.nodes, AUTOPILOT_DEAD_SECONDS)
         autopilot = WatchedAutopilot(self.replica, policy, self.clock)
         autopilot.watch(self)

@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 from raftkv.consensus.messages import AppendEntries, Message, SnapshotHeartbeat
+from raftkv.membership import MemberId
 from raftkv.types import NodeId
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class Schism:
         if not self._world.operator.remove_together(leaving):
             return
         self._world.log(f"schism: {sorted(self._near)} are to remove {leaving}")
-        known, goal = leader.storage.journal.last_index, leader.storage.machine.membership.version + count
+        known = leader.storage.journal.last_index
+        goal = frozenset(self._world.nodes[name].member_id for name in leaving)
 
         def withhold(source: NodeId, target: NodeId, message: Message) -> None:
             """Cut a link just before it carries what its receiver is not to know."""
@@ -74,9 +76,9 @@ class Schism:
         self._world.network.watch = withhold
         self._await_changes(leader, leader.generation, goal)
 
-    def _await_changes(self, leader: SimulatedNode, generation: int, goal: int) -> None:
+    def _await_changes(self, leader: SimulatedNode, generation: int, goal: frozenset[MemberId]) -> None:
         is_same = leader.generation == generation and leader.leads
-        is_done = is_same and leader.storage.machine.membership.version >= goal
+        is_done = is_same and goal <= leader.storage.machine.membership.removed
         if is_same and not is_done and self._world.loop.time() < self._give_up_at:
             self._faults.later(_POLL_SECONDS, lambda: self._await_changes(leader, generation, goal))
             return

@@ -406,10 +406,10 @@ class World:
         known, mirrored = dialler.storage.machine.membership, acceptor.storage.machine.membership
         if known.named(target) is None and target not in dialler.guests:
             return False
-        if dialler.member_id in mirrored.removed and acceptor.replica.has_vote:
+        if mirrored.turns_away(dialler.member_id):
             dialler.enter(dialler.replica.on_failed, RemovedFromCluster(f"{target} says so"))
             return False
-        if acceptor.member_id in known.removed:
+        if known.turns_away(acceptor.member_id):
             return False
         member = mirrored.named(source)
         is_guest = member is None or member.id != dialler.member_id
