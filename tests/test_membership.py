@@ -12,6 +12,7 @@ from raftkv.membership import (
     MAX_MEMBERS,
     AddMember,
     ChangeRefused,
+    ConfirmRemovals,
     MemberId,
     MemberTaken,
     MemberUnknown,
@@ -61,6 +62,34 @@ def test_who_is_removed_stays_removed():
         changed(without, AddMember(id_of(N2), N2, "n2:1"))
     again = changed(without, AddMember(MemberId(9), N2, "n2:1"))
     assert again.named(N2).id == 9
+
+
+@pytest.mark.parametrize(
+    "confirms",
+    [
+        ConfirmRemovals(),
+        AddMember(MemberId(7), N4, "n4:1"),
+        UpdateMember(FIRST.named(N1).id, "n1:2"),
+        RemoveMember(FIRST.named(N1).id),
+    ],
+)
+def test_who_is_removed_is_turned_away_when_a_later_change_confirms_it(confirms):
+    gone = id_of(N2)
+    without = changed(FIRST, RemoveMember(gone))
+    assert (without.unconfirmed, without.turns_away(gone)) == ({gone}, False)
+    confirmed = changed(without, confirms)
+    assert confirmed.turns_away(gone)
+    assert confirmed.unconfirmed == confirmed.removed - {gone}
+    assert not any(confirmed.turns_away(member.id) for member in FIRST.members if member.id != gone)
+
+
+def test_a_confirmation_changes_no_member_and_is_made_once():
+    without = changed(FIRST, RemoveMember(id_of(N2)))
+    confirmed = changed(without, ConfirmRemovals())
+    assert (confirmed.members, confirmed.removed, confirmed.version) == (without.members, without.removed, 2)
+    for membership in (FIRST, confirmed):
+        with pytest.raises(ChangeRefused, match="no removal waits"):
+            changed(membership, ConfirmRemovals())
 
 
 def test_a_replacement_has_the_name_and_neither_the_id_nor_the_vote():

@@ -31,8 +31,8 @@ _MAX_REDIRECTS = 5
 _MAX_IDLE_CONNECTIONS = 256
 
 
-_OVER_SOON = frozenset({"no-leader", "shutting-down", "leader-url-unknown", "superseded"})
-"""Problems that an election or another node solves in a fraction of the whole seconds that Retry-After can say."""
+_OVER_SOON = frozenset({"no-leader", "shutting-down", "leader-url-unknown", "superseded", "members-unsettled"})
+"""Problems that an election, another node or a moment solves, sooner than the whole seconds of Retry-After can say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import pytest
 
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
+from raftkv.consensus.journal import MEMBERSHIP_MARK
 from raftkv.consensus.messages import AppendEntries, PreVoteResult, RequestVote, StatusRequest
 from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated
 from raftkv.types import Index, NodeId, Role, Term
@@ -383,3 +384,16 @@ def test_what_a_replaced_member_had_does_not_count_for_its_successor():
     assert core.match_index(NodeId("c")) == cluster["a"].journal.last_index
     core.reconfigure([NodeId("a"), NodeId("b")], [NodeId("c")], Index(3), frozenset({NodeId("c")}))
     assert core.match_index(NodeId("c")) == 0
+
+
+def test_who_has_a_later_change_is_certain_of_the_one_before_it_after_a_power_cut():
+    """What the confirmation of a removal rests on: no word on what is committed needs to have been durable."""
+    cluster = Harness()
+    node = cluster["b"]
+    for index, payload in ((2, MEMBERSHIP_MARK + b"removal"), (3, b"x"), (4, MEMBERSHIP_MARK + b"confirmation")):
+        node.journal.add(b"\0" + payload, index, 1)
+    node.sync()
+    assert node.core.commit_index == 1
+    cluster.crash("b")
+    cluster.restart("b")
+    assert node.core.commit_index == 2

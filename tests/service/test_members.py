@@ -13,7 +13,7 @@ from raftkv.errors import (
     MembersUnsettled,
     NotLeader,
 )
-from raftkv.membership import MemberId, PromoteMember, RemoveMember
+from raftkv.membership import ConfirmRemovals, MemberId, PromoteMember, RemoveMember
 from raftkv.service.members import Autopilot, AutopilotPolicy, Progress, Upkeep
 from raftkv.store.commands import ChangeMembers
 from raftkv.types import Index, NodeId
@@ -144,6 +144,21 @@ async def test_a_member_votes_when_it_has_caught_up(behind, is_promoted):
     assert (N4 in log.members.current.voters) is is_promoted
 
 
+async def test_a_removal_is_confirmed_once_nothing_is_under_way(log):
+    upkeep = Upkeep(log)
+    assert upkeep.due() is None
+    await log.members.remove(id_of(log, N3))
+    log.is_settled = False
+    assert upkeep.due() is None
+    log.is_settled = True
+    assert upkeep.due() == ConfirmRemovals()
+    log.clock.time += 1.0
+    log.duties.tick()
+    await asyncio.sleep(0)
+    assert not log.members.current.unconfirmed
+    assert upkeep.due() is None
+
+
 class Pilot:
     """Three voters and one that waits, under an autopilot that wants three."""
 
@@ -179,6 +194,12 @@ async def test_a_voter_that_stays_away_gives_its_place_to_one_that_waits():
     pilot.log.submit(ChangeMembers(promotion))
     assert pilot.log.membership.voters == {N1, N3, N4}
     assert pilot.later(60.0) is None
+
+
+async def test_the_autopilot_confirms_removals_that_nobody_waits_for():
+    pilot = Pilot()
+    await pilot.log.members.remove(id_of(pilot.log, N3))
+    assert pilot.later(1.0) == ConfirmRemovals()
 
 
 async def test_who_comes_back_in_time_stays():

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from raftkv.consensus.guard import ALL_GUARDS, Guards
-from tests.simulation.faults import BEFORE_BACKUPS, ON_FIRST_MEMBERS
+from raftkv.membership import Membership
+from tests.simulation.faults import BEFORE_BACKUPS, FAULTS, ON_FIRST_MEMBERS
 from tests.simulation.shrink import shrink
 from tests.simulation.world import Plan, run_plan
 
@@ -80,9 +81,11 @@ term that it could forget."""
 SMALL_REGRESSIONS = [
     (1, 19, frozenset({"crash", "membership", "power-cut"})),
     (2, 23, frozenset({"membership", "partition"})),
+    (3, 900815, frozenset(FAULTS)),
 ]
-"""Nodes, seed and faults of runs in which clusters grew from one and two: a replaced only member led alone again, with
-nothing; and a learner turned a removed member away, whose vote a voter needed that did not know of the removal."""
+"""Nodes, seed and faults of runs in which small clusters changed: a replaced only member led alone again, with nothing;
+a learner turned a removed member away, whose vote a voter needed that did not know of the removal; and a voter did,
+when the only other one had lost with the power what it knew of the removal."""
 
 
 def run_until_caught(hunt: Hunt, *guards: str) -> str | None:
@@ -144,6 +147,13 @@ def test_what_changes_of_the_membership_found_once_stays_fixed(nodes, seed):
 @pytest.mark.parametrize(("nodes", "seed", "faults"), SMALL_REGRESSIONS)
 def test_what_small_clusters_found_once_stays_fixed(nodes, seed, faults):
     assert run_plan(Plan(seed, nodes, faults=faults)).violation is None
+
+
+def test_turning_a_removed_member_away_before_its_removal_is_confirmed_is_caught(monkeypatch):
+    plan = Plan(58, 2, faults=frozenset({"membership", "power-cut", "schism"}))
+    assert run_plan(plan).violation is None
+    monkeypatch.setattr(Membership, "turns_away", lambda self, member_id: member_id in self.removed)
+    assert "no progress" in (run_plan(plan).violation or "")
 
 
 def test_both_sides_of_a_schism_never_decide():

@@ -9,6 +9,7 @@ import pytest
 from raftkv.errors import CorruptData, InvariantViolated
 from raftkv.membership import (
     AddMember,
+    ConfirmRemovals,
     MemberId,
     PromoteMember,
     RemoveMember,
@@ -62,6 +63,18 @@ def test_a_change_is_applied_and_survives_a_restart(backend):
         again.bootstrap(FIRST)
 
 
+def test_removals_and_what_confirms_them_survive_a_restart(backend):
+    machine = Machine(backend, CLUSTER)
+    machine.bootstrap(FIRST)
+    gone = FIRST.members[0].id
+    for change, unconfirmed in ((RemoveMember(gone), {gone}), (ConfirmRemovals(), set())):
+        before = machine.state_hash()
+        apply(machine, ChangeMembers(change))
+        assert machine.state_hash() != before
+        kept = Machine(backend, CLUSTER).membership
+        assert (kept.removed, kept.unconfirmed) == ({gone}, unconfirmed)
+
+
 def test_what_cannot_be_applied_is_refused_and_changes_nothing(backend):
     machine = Machine(backend, CLUSTER)
     machine.bootstrap(FIRST)
@@ -93,7 +106,7 @@ def test_a_membership_that_cannot_be_read_is_corrupt(tmp_path: Path):
     backend = LmdbBackend(tmp_path, 1_048_576)
     Machine(backend, CLUSTER).bootstrap(FIRST)
     with backend.write() as transaction:
-        transaction.tree(Space.META).put(b"members", b"\x93\x00\x01\x02")
+        transaction.tree(Space.META).put(b"members", b"\x94\x00\x01\x02\x03")
     with pytest.raises(CorruptData, match="membership"):
         Machine(backend, CLUSTER)
     backend.close()
@@ -107,13 +120,14 @@ def test_a_membership_that_cannot_be_read_is_corrupt(tmp_path: Path):
         RemoveMember(MemberId(1)),
         ReplaceMember(MemberId(1), MemberId(2), "h:1"),
         UpdateMember(MemberId(1), "h:1"),
+        ConfirmRemovals(),
     ],
 )
 def test_changes_survive_the_codec(change):
     assert decode_commands(encode_commands([ChangeMembers(change)])) == [ChangeMembers(change)]
 
 
-@pytest.mark.parametrize("fields", [None, (), (9, 1), (1, 2), (1, "x", "y", "z"), (2, True), ("1", 1)])
+@pytest.mark.parametrize("fields", [None, (), (9, 1), (1, 2), (1, "x", "y", "z"), (2, True), ("1", 1), (6, 1)])
 def test_what_is_no_change_is_malformed(fields):
     with pytest.raises(ValueError, match=r"change|fields"):
         change_of(fields)
