@@ -259,8 +259,8 @@ class RaftCore:
             del self._acknowledged[peer]
         self._candidacy.round.cancel()
         self._candidacy.round.voters = self._barrier.voters = configuration.voters
-        if self._engine.role is Role.LEADER and self._name not in configuration.voters:
-            # A leader that was removed has done its work: the commit was announced in the step that found it.
+        if self._engine.role is not Role.FOLLOWER and self._name not in configuration.voters:
+            # A removed candidate must not win. A leader has done its work: the step that found the commit announced it.
             self._restart_engine(applied_index)
         else:
             self._engine.reconfigure(configuration.voters, configuration.learners, renewed)

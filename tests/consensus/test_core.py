@@ -397,3 +397,15 @@ def test_who_has_a_later_change_is_certain_of_the_one_before_it_after_a_power_cu
     cluster.crash("b")
     cluster.restart("b")
     assert node.core.commit_index == 2
+
+
+def test_a_candidate_that_learns_of_its_removal_does_not_lead():
+    cluster = Harness()
+    candidate = cluster["b"]
+    candidate.campaign()
+    candidate.turn()
+    assert candidate.core.role is Role.CANDIDATE
+    candidate.core.reconfigure([NodeId("a"), NodeId("c")], [], Index(1))
+    cluster.settle()
+    assert cluster["a"].core.term == candidate.core.term, "it has asked for votes, and got them"
+    assert leaders(cluster) == []
