@@ -322,7 +322,7 @@ class _TransportEvents:
 
     def accept_peer(self, name: NodeId, member_id: MemberId, storage_id: str) -> Rejected | None:
         """Return why a peer is refused, None when it is welcome."""
-        if self._replica.membership.turns_away(member_id):
+        if self.turns_away(member_id):
             return Rejected("removed", f"member {name} (id {member_id:016x}) was removed from the cluster")
         key = f"{member_id:016x}"
         known = self._journal.member_storage.get(key)
@@ -337,6 +337,10 @@ class _TransportEvents:
             f"member {name} has come back with other storage ({storage_id}, known is {known}): "
             "it has forgotten its votes, so it must not take part until it is replaced",
         )
+
+    def turns_away(self, member_id: MemberId) -> bool:
+        """Whether a member was removed, and may be told."""
+        return self._replica.membership.turns_away(member_id)
 
     def on_rejected(self, peer: NodeId, code: str, text: str) -> None:
         """Take a peer's refusal."""

@@ -107,6 +107,10 @@ class TransportHandler(Protocol):
         """Return why a peer is refused, None when it is welcome."""
         ...
 
+    def turns_away(self, member_id: MemberId) -> bool:
+        """Whether a member is welcome no more, though it may have been before."""
+        ...
+
     def on_guest(self, peer: NodeId) -> None:
         """A peer of the cluster that is no known member has come, or one under another id than the member's."""
         ...
@@ -202,9 +206,13 @@ class Transport:
         self._members = {member.name: member for member in members if member.name != self.name}
         for peer, connection in list(self._guests.items()):
             member = self._members.get(peer)
-            if member is not None and member.id == connection.member_id:
+            is_member = member is not None and member.id == connection.member_id
+            if is_member or self._handler.turns_away(MemberId(connection.member_id)):
                 del self._guests[peer]
                 self._tell_guest_is_gone(peer)
+            if not is_member and peer not in self._guests:
+                # It is told when it dials again.
+                self._leave(peer)
         for peer in [peer for peer in self._links if self._is_gone(peer)]:
             self._leave(peer)
         for peer, member in self._members.items():

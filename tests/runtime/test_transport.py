@@ -72,6 +72,9 @@ class Events:
         known = self.storage.setdefault(member_id, storage_id)
         return None if known == storage_id else Rejected("storage", f"{name} has lost its disk")
 
+    def turns_away(self, member_id):
+        return member_id in self.removed
+
     def on_guest(self, peer):
         self._note("guest", peer)
 
@@ -565,4 +568,19 @@ async def test_who_was_replaced_is_heard_no_more(pair):
     b.transport.send(NodeId("a"), ReadIndexRequest(1))
     await b.events.wait_for("rejected", "a", "removed")
     assert ("message", "b", ReadIndexRequest(1)) not in a.events.seen
+    assert not a.transport.is_connected(NodeId("b"))
+
+
+async def test_who_was_removed_stays_until_the_removal_is_confirmed_and_is_told_then(pair):
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    a.transport.set_members([])
+    await a.events.wait_for("guest", "b")
+    a.transport.set_members([])
+    assert ("guest gone", "b") not in a.events.seen
+    a.events.removed.add(ord("b"))
+    a.transport.set_members([])
+    assert ("guest gone", "b") in a.events.seen
+    await b.events.wait_for("rejected", "a", "removed")
     assert not a.transport.is_connected(NodeId("b"))
