@@ -31,18 +31,19 @@ class PreVoteRound:
         self._term: Term | None = None
         self._granted: set[NodeId] = set()
 
-    def start(self, term: Term, last_log_index: int, last_log_term: int) -> PreVote:
+    def start(self, term: Term, log: LogView, commit_index: Index) -> PreVote:
         """Begin a new round; answers to older ones no longer count.
 
         Args:
             term: This node's term; the campaign would be for the next one.
-            last_log_index: Last index of its log.
-            last_log_term: Term of that entry.
+            log: Its log.
+            commit_index: What of that is committed.
         """
         self._round += 1
         self._term = term
         self._granted = {self._name}
-        return PreVote(Term(term + 1), last_log_index, last_log_term, self._round)
+        commit_term = log.term_at(commit_index) or 0
+        return PreVote(Term(term + 1), log.last_index, log.last_term, self._round, commit_index, commit_term)
 
     def cancel(self) -> None:
         """Forget the round: a leader was heard, or the term moved on."""
@@ -108,10 +109,11 @@ class Candidacy:
         if engine.election_deadline >= now:
             return None
         engine.election_deadline = now + self._jitter(0.25, 0.75)
-        return self.round.start(engine.term, log.last_index, log.last_term)
+        return self.round.start(engine.term, log, engine.commit_index)
 
     def answer(self, engine: Engine, message: PreVote, log: LogView) -> PreVoteResult:
         """Say whether this node would vote for the sender, who asks for a later term than this node's."""
+        self._learn_commit(engine, message, log)
         now = self._clock.now()
         leader_is_alive = now - self._leader_contact < self._timeout
         granted = engine.role is not Role.LEADER and not leader_is_alive and pre_vote_is_grantable(message, log)
@@ -122,16 +124,20 @@ class Candidacy:
         return PreVoteResult(engine.term, message.round, granted, commit_index, log.term_at(commit_index) or 0)
 
     def receive(self, engine: Engine, peer: NodeId, result: PreVoteResult, log: LogView, *, counts: bool) -> None:
-        """Take an answer: what it says of commits from any member, and its vote if that counts.
+        """Take an answer: what it says of commits from any member, and its vote if that counts."""
+        self._learn_commit(engine, result, log)
+        if counts:
+            self.round.receive(peer, result)
+
+    def _learn_commit(self, engine: Engine, message: PreVote | PreVoteResult, log: LogView) -> None:
+        """Take what a message says of commits.
 
         Who must know that a change of the members is committed before it can be elected may learn it from anybody;
         etcd's Raft has commits in its votes for the same reason.
         """
-        commit_index = Index(result.commit_index)
-        if commit_index > engine.commit_index and log.term_at(commit_index) == result.commit_term:
+        commit_index = Index(message.commit_index)
+        if commit_index > engine.commit_index and log.term_at(commit_index) == message.commit_term:
             engine.learn_commit(commit_index)
-        if counts:
-            self.round.receive(peer, result)
 
     def _hasten(self, engine: Engine, at_most: float) -> None:
         if engine.election_deadline != FORCED:

@@ -77,12 +77,14 @@ class TimeoutNow:
 
 @dataclass(frozen=True, slots=True)
 class PreVote:
-    """A node asks whether it would be voted for in ``term``."""
+    """A node asks whether it would be voted for in ``term``, and says what it knows to be committed."""
 
     term: int
     last_log_index: int
     last_log_term: int
     round: int
+    commit_index: int
+    commit_term: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ _SCHEMA: dict[int, tuple[type[Any], tuple[Check, ...]]] = {
     4: (AppendResult, (_N, _N, _F, _F)),
     5: (SnapshotHeartbeat, (_N, _N)),
     6: (TimeoutNow, (_N,)),
-    7: (PreVote, (_N, _N, _N, _N)),
+    7: (PreVote, (_N, _N, _N, _N, _N, _N)),
     8: (PreVoteResult, (_N, _N, _F, _N, _N)),
     9: (ReadPing, (_N, _N)),
     10: (ReadPong, (_N, _N)),

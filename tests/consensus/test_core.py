@@ -7,7 +7,7 @@ import pytest
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
 from raftkv.consensus.journal import MEMBERSHIP_MARK
-from raftkv.consensus.messages import AppendEntries, PreVoteResult, RequestVote, StatusRequest
+from raftkv.consensus.messages import AppendEntries, PreVote, PreVoteResult, RequestVote, StatusRequest
 from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated
 from raftkv.types import Index, NodeId, Role, Term
 from tests.consensus.harness import TIMING, Harness, SeededRandomness
@@ -77,6 +77,27 @@ def test_what_is_committed_may_be_learned_from_whoever_answers_a_pre_vote():
     follower.receive(NodeId("c"), PreVoteResult(now, question_round, False, index, term))
     follower.step()
     assert follower.commit_index == index
+
+
+def test_what_is_committed_may_be_learned_from_whoever_asks_for_a_pre_vote():
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.isolate("c")
+    cluster["b"].auto_sync = False
+    index, term = cluster.put("a", b"x")
+    cluster.settle()
+    cluster.isolate("b")
+    cluster["b"].auto_sync = True
+    cluster["b"].sync()
+    follower = cluster["b"].core
+    for commit_index, commit_term, is_learned in (
+        (index, term + 1, False),
+        (index + 1, term, False),
+        (index, term, True),
+    ):
+        follower.receive(NodeId("c"), PreVote(term + 1, 1, 1, 1, commit_index, commit_term))
+        follower.step()
+        assert (follower.commit_index == index) is is_learned
 
 
 def test_only_a_leader_takes_proposals():

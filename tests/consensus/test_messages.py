@@ -38,7 +38,7 @@ EXAMPLES = [
     AppendResult(3, 10, reset=False, success=True),
     SnapshotHeartbeat(3, 9),
     TimeoutNow(3),
-    PreVote(4, 9, 3, 1),
+    PreVote(4, 9, 3, 1, 7, 2),
     PreVoteResult(3, 1, granted=True, commit_index=7, commit_term=2),
     ReadPing(3, 2**48),
     ReadPong(3, 2**48),
