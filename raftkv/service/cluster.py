@@ -115,8 +115,7 @@ class Cluster:
         own = self._node.status()
         leader = own.leader
         has_vote = own.name in self._node.membership.voters
-        waits = "has not caught up yet" if own.name in self._node.membership.learners else "was removed"
-        vote = HealthCheck("vote", has_vote, "this member votes" if has_vote else f"this member {waits}")
+        vote = HealthCheck("vote", has_vote, "this member votes" if has_vote else "this member has not caught up yet")
         has_leader = HealthCheck(
             "leader", leader is not None, "no leader is known" if leader is None else f"the leader is {leader}"
         )
