@@ -205,14 +205,11 @@ class Transport:
         """Go on with other members: dial new ones, and those that have moved, and leave those that are gone."""
         self._members = {member.name: member for member in members if member.name != self.name}
         for peer, connection in list(self._guests.items()):
-            member = self._members.get(peer)
-            is_member = member is not None and member.id == connection.member_id
-            if is_member or self._handler.turns_away(MemberId(connection.member_id)):
+            member_id = MemberId(connection.member_id)
+            # Who is turned away is gone below, and told when it dials again.
+            if self._is_member(peer, member_id) or self._handler.turns_away(member_id):
                 del self._guests[peer]
                 self._tell_guest_is_gone(peer)
-            if not is_member and peer not in self._guests:
-                # It is told when it dials again.
-                self._leave(peer)
         for peer in [peer for peer in self._links if self._is_gone(peer)]:
             self._leave(peer)
         for peer, member in self._members.items():
