@@ -179,7 +179,7 @@ class LmdbBackend:
                 with closing(copy.pieces(_PIECE_BYTES)) as pieces:
                     for piece in pieces:
                         _write_all(file.fileno(), piece)
-                        os.fdatasync(file.fileno())
+                        _sync_and_forget(file.fileno())
                         written(piece)
         except (lmdb.Error, OSError) as error:
             raise OSError(f"copying the store to {path} failed: {error}") from error
@@ -209,8 +209,7 @@ class LmdbBackend:
         descriptor = os.open(staged, os.O_RDWR | os.O_CLOEXEC)
         try:
             # What was written lies in large folios; read again page by page, it is none of them.
-            os.fdatasync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            _sync_and_forget(descriptor)
         finally:
             os.close(descriptor)
         return staged
@@ -466,6 +465,12 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
             yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()
+
+
+def _sync_and_forget(descriptor: int) -> None:
+    """Make what was written durable, and give the memory back that it took."""
+    os.fdatasync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
