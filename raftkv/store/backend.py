@@ -26,7 +26,7 @@ class Space(Enum):
     HISTORY = "history"
     """Events by their place: revision, and number within the revision."""
     VERSIONS = "versions"
-    """The places of each key's events, by digest of the key and place."""
+    """Places of each key's deletions and of some of its versions, by digest of the key and place."""
     LEASES = "leases"
     """Leases by id."""
     ATTACHED = "attached"

@@ -9,7 +9,7 @@ from raftkv.errors import CorruptData
 from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
 from raftkv.types import ClusterId, Index, Revision, Term
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 _STATE = b"state"
 _FORMAT = b"format"

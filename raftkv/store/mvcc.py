@@ -1,9 +1,14 @@
 """Keys with their history: reads at any revision that is not compacted, and writes that remember what was.
 
-A change has a place: its revision, and its number within the revision. Three trees know it. ``HISTORY`` has the
-events with their values, by place. ``VERSIONS`` has the places of each key, by a digest of the key, since keys may be
-longer than LMDB's. ``CURRENT`` has the live keys with all but their values, in order; ``GRAVES`` the deleted ones of
-which history is kept, so that reads of the past find them in order too.
+A change has a place: its revision, and its number within the revision. ``HISTORY`` has the events with their values,
+by place. ``CURRENT`` has the live keys with all but their values, in order, and the place of their last event;
+``GRAVES`` the deleted ones of which history is kept, so that reads of the past find them in order too.
+
+Each event names the one before it in the life of its key, and a read of the past follows them back. That it need not
+follow all of them, ``VERSIONS`` has a few places of each key to begin at: its deletions, and some of its versions.
+They are by a digest of the key, since keys may be longer than LMDB's. With all of them there, a write would change a
+page of one more tree at random, and pages are what a write costs, most of all while a copy keeps them from being used
+again.
 
 Compaction moves the compacted revision at once, and what is below is refused from then on. Removing what nobody can
 read any more (``purge``) is each node's own business and happens a little at a time.
@@ -25,11 +30,16 @@ from raftkv.types import KeyValue, Revision
 _RECORD = struct.Struct("<QQQQI")
 """Create revision, mod revision, version, lease, number within the mod revision."""
 
-_EVENT_HEADER = struct.Struct("<BQQQI")
-"""Deleted or not, create revision, version, lease, length of the key; key and value follow."""
+_EVENT_HEADER = struct.Struct("<BQQQ12sI")
+"""Deleted or not, create revision, version, lease, place of the event before it, length of the key; key and value
+follow."""
 
 _PLACE = struct.Struct(">QI")
-_LAST_NUMBER = 2**32 - 1
+_NO_PLACE = bytes(_PLACE.size)
+"""Of the event before the first in the life of a key."""
+
+_VERSIONS_APART = 16
+"""Versions of a key from one that reads of the past can begin at to the next."""
 
 _DIGEST_BYTES = 16
 
@@ -75,7 +85,7 @@ class HistoryReader:
                 return self._complete(key, fields)
         elif not at or at >= self._revision:
             return None
-        return self._version(key, at)
+        return self._version(key, record, at)
 
     def without_value(self, key: bytes) -> KeyValue | None:
         """Return a key as it is, but for its value."""
@@ -117,14 +127,24 @@ class HistoryReader:
             if item is not None:
                 yield item
 
-    def _version(self, key: bytes, at: int) -> KeyValue | None:
-        digest = digest_of(key)
-        found = self._view.view(Space.VERSIONS).floor(digest + _PLACE.pack(at, _LAST_NUMBER))
-        if found is None or not found[0].startswith(digest):
+    def _version(self, key: bytes, record: bytes | None, at: int) -> KeyValue | None:
+        """Return a key that has changed since a revision as it was then."""
+        after = place_of(at + 1)
+        place = self._begin_at(key, record, after)
+        while place >= after:
+            place = _place_before(self._event(place))
+        if place == _NO_PLACE:
             return None
-        place = found[0][_DIGEST_BYTES:]
-        event = _decode_event(_PLACE.unpack(place)[0], self._event(place))
-        return event.item if event.kind is EventKind.PUT else None
+        return _decode_event(_PLACE.unpack(place)[0], self._event(place)).item
+
+    def _begin_at(self, key: bytes, record: bytes | None, after: bytes) -> bytes:
+        """Return a place of a key not long after another, in the life that it had there if it had one."""
+        digest = digest_of(key)
+        for name, _record in self._view.view(Space.VERSIONS).scan(digest + after):
+            if name.startswith(digest):
+                return name[_DIGEST_BYTES:]
+            break
+        return _NO_PLACE if record is None else _place_in(record)
 
     def _complete(self, key: bytes, fields: tuple[int, int, int, int, int]) -> KeyValue:
         create_revision, mod_revision, version, lease, number = fields
@@ -169,34 +189,40 @@ class HistoryWriter(HistoryReader):
         self._changing = self._revision + 1
         self._number = 0
 
-    def put(self, key: bytes, value: bytes, lease: int, before: KeyValue | None) -> KeyValue:
+    def put(self, key: bytes, value: bytes, lease: int) -> KeyValue:
         """Write a key.
 
         Args:
             key: The key.
             value: Its new value.
             lease: Its new lease, 0 for none.
-            before: The key as it is, None when it does not exist; its value does not matter.
         """
+        record = self._live.get(key)
         place = self._next_place()
         revision = self._revision
-        create_revision, version = (revision, 1) if before is None else (before.create_revision, before.version + 1)
-        self._live.put(key, _RECORD.pack(create_revision, revision, version, lease, self._number - 1))
-        if before is None:
+        if record is None:
+            create_revision, version, place_before = revision, 1, _NO_PLACE
             self._graves.delete(key)
-        header = _EVENT_HEADER.pack(0, create_revision, version, lease, len(key))
+        else:
+            create_revision, _, version_before, _, _ = _RECORD.unpack(record)
+            version, place_before = version_before + 1, _place_in(record)
+        self._live.put(key, _RECORD.pack(create_revision, revision, version, lease, self._number - 1))
+        header = _EVENT_HEADER.pack(0, create_revision, version, lease, place_before, len(key))
         self._history.put(place, header + key + value)
-        self._versions.put(digest_of(key) + place, b"")
+        if version % _VERSIONS_APART == 0:
+            self._versions.put(digest_of(key) + place, b"")
         item = KeyValue(key, value, Revision(create_revision), Revision(revision), version, lease)
         self.changes.append((revision, Event(EventKind.PUT, item)))
         return item
 
     def delete(self, key: bytes) -> None:
         """Remove a key that exists."""
+        record = self._live.get(key)
+        assert record is not None, "a key that exists has a record"
         place = self._next_place()
         self._live.delete(key)
         self._graves.put(key, place)
-        self._history.put(place, _EVENT_HEADER.pack(1, 0, 0, 0, len(key)) + key)
+        self._history.put(place, _EVENT_HEADER.pack(1, 0, 0, 0, _place_in(record), len(key)) + key)
         self._versions.put(digest_of(key) + place, b"")
         self.changes.append((self._revision, Event(EventKind.DELETE, _tombstone(key, self._revision))))
 
@@ -257,23 +283,20 @@ def undo_after(
         history.delete(place)
         live.delete(key)
         graves.delete(key)
-        before = versions.floor(digest + place)
-        if before is None or not before[0].startswith(digest):
+        place_before = _place_before(record)
+        if place_before == _NO_PLACE:
+            deletion = versions.floor(digest + place)
+            if deletion is not None and deletion[0].startswith(digest):
+                graves.put(key, deletion[0][_DIGEST_BYTES:])
             yield key, lease, 0
             continue
-        earlier_place = before[0][_DIGEST_BYTES:]
-        earlier_record = history.get(earlier_place)
-        assert earlier_record is not None, "a version whose event is not there"
-        earlier_revision, number = _PLACE.unpack(earlier_place)
-        earlier = _decode_event(earlier_revision, earlier_record)
-        if earlier.kind is EventKind.DELETE:
-            graves.put(key, earlier_place)
-            yield key, lease, 0
-            continue
-        item = earlier.item
-        earlier_lease = item.lease if lease_exists(item.lease) else 0
-        live.put(key, _RECORD.pack(item.create_revision, item.mod_revision, item.version, earlier_lease, number))
-        yield key, lease, earlier_lease
+        record_before = history.get(place_before)
+        assert record_before is not None, "a version whose event is not there"
+        revision_before, number = _PLACE.unpack(place_before)
+        item = _decode_event(revision_before, record_before).item
+        lease_before = item.lease if lease_exists(item.lease) else 0
+        live.put(key, _RECORD.pack(item.create_revision, revision_before, item.version, lease_before, number))
+        yield key, lease, lease_before
 
 
 def _purge_around(transaction: WriteTransaction, place: bytes, record: bytes, compacted: int) -> None:
@@ -281,10 +304,9 @@ def _purge_around(transaction: WriteTransaction, place: bytes, record: bytes, co
     revision = _PLACE.unpack(place)[0]
     event = _decode_event(revision, record)
     digest = digest_of(event.item.key)
-    before = versions.floor(digest + (int.from_bytes(place, "big") - 1).to_bytes(_PLACE.size, "big"))
-    if before is not None and before[0].startswith(digest):
-        versions.delete(before[0])
-        history.delete(before[0][_DIGEST_BYTES:])
+    place_before = _place_before(record)
+    if place_before != _NO_PLACE and history.delete(place_before):
+        versions.delete(digest + place_before)
     if event.kind is EventKind.DELETE and revision < compacted:
         versions.delete(digest + place)
         history.delete(place)
@@ -298,8 +320,20 @@ def _bare(key: bytes, fields: tuple[int, int, int, int, int]) -> KeyValue:
     return KeyValue(key, b"", Revision(create_revision), Revision(mod_revision), version, lease)
 
 
+def _place_in(record: bytes) -> bytes:
+    """Return the place of the last event of a live key."""
+    _, mod_revision, _, _, number = _RECORD.unpack(record)
+    return _PLACE.pack(mod_revision, number)
+
+
+def _place_before(record: bytes) -> bytes:
+    """Return the place that an event names; it does not compare as greater than any when there is none."""
+    place: bytes = _EVENT_HEADER.unpack_from(record)[4]
+    return place
+
+
 def _decode_event(revision: int, record: bytes) -> Event:
-    is_deleted, create_revision, version, lease, key_bytes = _EVENT_HEADER.unpack_from(record)
+    is_deleted, create_revision, version, lease, _, key_bytes = _EVENT_HEADER.unpack_from(record)
     end = _EVENT_HEADER.size + key_bytes
     key = record[_EVENT_HEADER.size : end]
     if is_deleted:

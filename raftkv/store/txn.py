@@ -139,7 +139,7 @@ class TransactionApplier:
         # What is to be kept exists: that was checked, and nothing else in the transaction may change the key.
         old_value, old_lease = (b"", 0) if before is None else (before.value, before.lease)
         lease = old_lease if operation.lease is None else operation.lease
-        history.put(operation.key, old_value if operation.value is None else operation.value, lease, before)
+        history.put(operation.key, old_value if operation.value is None else operation.value, lease)
         self._leases.move(operation.key, old_lease, lease)
         return PutResult(before if operation.wants_previous else None)
 

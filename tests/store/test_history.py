@@ -6,6 +6,7 @@ import operator
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -38,6 +39,8 @@ from raftkv.operations import (
     is_read_only,
     may_put,
 )
+from raftkv.store import mvcc
+from raftkv.store.backend import Space
 from raftkv.store.commands import (
     Compact,
     Delete,
@@ -347,8 +350,10 @@ def without_duplicates(transaction):
 class StoreAgainstModel(RuleBasedStateMachine):
     """Both backends do what the model does, whatever is done to them, through restarts and purges."""
 
-    @initialize()
-    def open(self):
+    @initialize(apart=st.sampled_from([1, 2, 3, 16]))
+    def open(self, apart):
+        self.patch = patch.object(mvcc, "_VERSIONS_APART", apart)
+        self.patch.start()
         self.directory = tempfile.TemporaryDirectory()
         self.model = Model()
         self.machines = {
@@ -362,6 +367,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         for machine in getattr(self, "machines", {}).values():
             machine.close()
         if hasattr(self, "directory"):
+            self.patch.stop()
             self.directory.cleanup()
 
     def apply(self, command):
@@ -542,7 +548,35 @@ def test_purging_leaves_no_trace_of_what_cannot_be_read(tmp_path):
     while machine.purge():
         pass
     assert [event.item.value for _revision, event in machine.events(1, machine.revision, 10**6)] == [b"last"]
+    apply(Delete(b"hot"))
+    apply(Put(b"other", b"x"))
+    apply(Compact(machine.revision))
+    while machine.purge():
+        pass
+    with machine._backend.read() as view:
+        left = {space: len(list(view.view(space).scan(b""))) for space in (Space.HISTORY, Space.VERSIONS, Space.GRAVES)}
+    assert left == {Space.HISTORY: 1, Space.VERSIONS: 0, Space.GRAVES: 0}
     machine.close()
+
+
+@pytest.mark.parametrize("ends_deleted", [False, True])
+def test_a_read_of_the_past_follows_few_events_of_a_key_with_many(machine, monkeypatch, ends_deleted):
+    for life in range(3):
+        for version in range(200):
+            apply_to(machine, Put(b"hot", b"%d-%d" % (life, version)))
+        if life < 2 or ends_deleted:
+            apply_to(machine, Delete(b"hot"))
+    read = mvcc.HistoryReader._event
+    places = []
+    monkeypatch.setattr(
+        mvcc.HistoryReader, "_event", lambda reader, place: (places.append(place), read(reader, place))[1]
+    )
+    for revision in range(2, machine.revision + 1):
+        places.clear()
+        found = machine.range(RangeQuery(KeySpan.single(b"hot"), revision=revision)).items
+        life, version = divmod(revision - 2, 201)
+        assert [item.value for item in found] == ([b"%d-%d" % (life, version)] if version < 200 else [])
+        assert len(places) <= 18
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from raftkv.errors import ConfigurationError
 from raftkv.membership import initial_membership
 from raftkv.operations import DeleteOperation, KeySpan, PutOperation, RangeQuery, Transaction
+from raftkv.store import mvcc
 from raftkv.store.commands import Compact, Delete, GrantLease, Put, RevokeLease, Transact, encode_commands
 from raftkv.store.lmdb_backend import LmdbBackend
 from raftkv.store.machine import CommittedEntry, Machine
@@ -75,8 +78,13 @@ def check(machine: Machine, backend, history: dict[int, list[tuple[object, ...]]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(commands, min_size=1, max_size=25), st.data())
-def test_every_revision_of_which_history_is_kept_can_be_gone_back_to(steps, data):
+@given(st.lists(commands, min_size=1, max_size=25), st.sampled_from([1, 2, 16]), st.data())
+def test_every_revision_of_which_history_is_kept_can_be_gone_back_to(steps, apart, data):
+    with patch.object(mvcc, "_VERSIONS_APART", apart):
+        go_back(steps, data)
+
+
+def go_back(steps, data):
     backend = MemoryBackend(VirtualDisk().root)
     machine = Machine(backend, OLD)
     history = {1: content(machine)}
