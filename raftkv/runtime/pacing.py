@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-COPY_BYTES_PER_SECOND = 33_554_432
+COPY_BYTES_PER_SECOND = 67_108_864
 """Of a copy of the store: so that disk and processor are left for the writes that go on."""
 
 
