@@ -131,12 +131,12 @@ class Backend(Protocol):
         """Return the bytes that the data takes."""
         ...
 
-    def copy_to(self, path: str, written: Callable[[bytes], None]) -> None:
+    def copy_to(self, path: str, written: Callable[[bytes | memoryview], None]) -> None:
         """Write a compacted copy of a consistent view; may run in another thread than the transactions.
 
         Args:
             path: A new file.
-            written: Called with each piece that was written; may wait.
+            written: Called with each piece that was written, which is gone when it returns; may wait.
 
         Raises:
             CopyAbandoned: It was given up; there is no file.

@@ -59,7 +59,7 @@ def _copy(backend: Backend, path: str, pace: Callable[[int], None], haste: int) 
     digest = hashlib.sha256()
     size = 0
 
-    def note(piece: bytes) -> None:
+    def note(piece: bytes | memoryview) -> None:
         nonlocal size
         digest.update(piece)
         size += len(piece)

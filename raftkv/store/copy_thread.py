@@ -6,7 +6,7 @@ replaced. Whoever owns the store must not wait for that: a copy takes as long as
 
 from __future__ import annotations
 
-import os
+import mmap
 import socket
 import threading
 from collections.abc import Callable, Generator
@@ -34,23 +34,31 @@ class CopyThread:
         self.is_abandoned = False
         self.refusal: Exception | None = None
 
-    def pieces(self, size: int) -> Generator[bytes]:
+    def pieces(self, size: int) -> Generator[memoryview]:
         """Yield the copy, in pieces of one size but for the last; it ends early when it is given up.
+
+        All pieces are in the same memory, which begins with a page: each is gone when the next is asked for.
 
         Raises:
             Exception: What ``copy`` raised.
         """
         thread = threading.Thread(target=self._run, name="copy", daemon=True)
         thread.start()
+        memory = memoryview(mmap.mmap(-1, size))
         try:
             with self._output:
-                while piece := _read_all(self._output.fileno(), size):
-                    yield piece
+                while (count := _fill(memory, self._output)) == size:
+                    yield memory
+                thread.join()
+                if self.is_abandoned:
+                    return
+                if self._errors:
+                    raise self._errors[0]
+                if count:
+                    yield memory[:count]
         finally:
             # Without a reader it ends by itself.
             thread.join()
-        if self._errors and not self.is_abandoned:
-            raise self._errors[0]
 
     def abandon(self) -> bool:
         """Let it end where it is; called in another thread.
@@ -77,10 +85,9 @@ class CopyThread:
             self._has_ended = True
 
 
-def _read_all(descriptor: int, size: int) -> bytes:
-    """Return so many bytes of a stream, fewer only at its end."""
-    pieces = []
-    while size and (piece := os.read(descriptor, size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+def _fill(memory: memoryview, source: socket.socket) -> int:
+    """Read until the memory is full or the stream is at its end; return how many bytes there are."""
+    count = 0
+    while count < len(memory) and (received := source.recv_into(memory[count:], 0, socket.MSG_WAITALL)):
+        count += received
+    return count

@@ -26,6 +26,7 @@ import orjson
 from raftkv.errors import StorageFailed
 from raftkv.store import long_keys
 from raftkv.store.backend import LONG_KEYED, CopyAbandoned, Space, StoreIsFull
+from raftkv.store.copy_file import CopyFile, sync_and_forget
 from raftkv.store.copy_thread import CopyThread
 
 logger = logging.getLogger(__name__)
@@ -168,18 +169,17 @@ class LmdbBackend:
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return int(pages * stats[0]["psize"])
 
-    def copy_to(self, path: str, written: Callable[[bytes], None]) -> None:
+    def copy_to(self, path: str, written: Callable[[bytes | memoryview], None]) -> None:
         """Write a compacted copy of a consistent view, in pieces that are synced as they are written.
 
         LMDB would write it at once, and its sync would hold up the journal's on the same disk.
         """
         try:
-            with self._copying, Path(path).open("xb", buffering=0) as file:
+            with self._copying, CopyFile(Path(path)) as file:
                 self._copy = copy = CopyThread(self._copy_view, self._reading)
                 with closing(copy.pieces(_PIECE_BYTES)) as pieces:
                     for piece in pieces:
-                        _write_all(file.fileno(), piece)
-                        _sync_and_forget(file.fileno())
+                        file.write(piece)
                         written(piece)
         except (lmdb.Error, OSError) as error:
             raise OSError(f"copying the store to {path} failed: {error}") from error
@@ -209,7 +209,7 @@ class LmdbBackend:
         descriptor = os.open(staged, os.O_RDWR | os.O_CLOEXEC)
         try:
             # What was written lies in large folios; read again page by page, it is none of them.
-            _sync_and_forget(descriptor)
+            sync_and_forget(descriptor)
         finally:
             os.close(descriptor)
         return staged
@@ -465,15 +465,3 @@ def open_copy(path: Path) -> Iterator[_Transaction]:
             yield _Transaction(transaction, databases, long_records)
     finally:
         environment.close()
-
-
-def _sync_and_forget(descriptor: int) -> None:
-    """Make what was written durable, and give the memory back that it took."""
-    os.fdatasync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -56,7 +56,7 @@ class MemoryBackend:
         trees = self._content.trees.values()
         return sum(len(key) + len(record) for tree in trees for key, record in tree.records.items())
 
-    def copy_to(self, path: str, written: Callable[[bytes], None]) -> None:
+    def copy_to(self, path: str, written: Callable[[bytes | memoryview], None]) -> None:
         """Write everything to a new file."""
         directory, name = self._place(path)
         file = directory.create(name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,6 +144,42 @@ def test_what_cannot_be_purged_for_want_of_room_is_purged_later(purgeable, monke
         patched.setattr(backend, "_check_free", refuse)
         assert not purgeable.purge()
     assert purgeable.purge()
+
+
+@pytest.mark.parametrize("can", ["write directly", "write whole blocks directly", "not write directly"])
+def test_a_copy_is_what_was_written_whatever_the_file_system_can_do(large, tmp_path, monkeypatch, can):
+    write, control = os.write, fcntl.fcntl
+
+    def write_blocks(descriptor, data):
+        if len(data) % 1_048_576 and control(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(descriptor, data)
+
+    def refuse_direct(descriptor, command, argument=0):
+        if argument & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return control(descriptor, command, argument)
+
+    if can == "write whole blocks directly":
+        monkeypatch.setattr(os, "write", write_blocks)
+    elif can == "not write directly":
+        monkeypatch.setattr(fcntl, "fcntl", refuse_direct)
+    taken = large.copy_to(str(tmp_path / "copy"))
+    data = (tmp_path / "copy").read_bytes()
+    assert (taken.size, taken.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert len(data) % 1_048_576, "the last piece is a part of one"
+    with open_copy(tmp_path / "copy") as view:
+        assert read_info(view, "the copy").applied_index == large.applied_index
+
+
+def test_a_copy_whose_source_fails_tells_its_failure_and_not_what_it_left(large, tmp_path, monkeypatch):
+    def fail(descriptor):
+        os.write(descriptor, b"x" * 1_500_001)
+        raise OSError("the view is gone")
+
+    monkeypatch.setattr(large._backend, "_copy_view", fail)
+    with pytest.raises(OSError, match="the view is gone"):
+        large.copy_to(str(tmp_path / "copy"))
 
 
 def refuse(_needed: int) -> None:
