@@ -238,8 +238,9 @@ class SnapshotCatalog:
         if (size, digest) != (manifest.size, manifest.sha256):
             self._discard_incoming()
             raise CorruptData(f"{self._directory.path}/{_INCOMING_NAME}", 0, "it does not match its manifest")
+        # Nobody may go on with it from here: after a sync that failed it can be read, and is not on the disk.
+        self._directory.remove(_INCOMING_MANIFEST_NAME)
         self._publish(_INCOMING_NAME, manifest)
-        self._discard_incoming()
 
     def _publish(self, name: str, manifest: SnapshotManifest) -> None:
         file = self._directory.open_append(name, manifest.size)

@@ -261,6 +261,25 @@ def test_what_arrived_before_a_restart_need_not_arrive_again():
     assert target.root.names() == [manifest.data_name, manifest.manifest_name]
 
 
+def test_what_could_not_be_synced_is_not_gone_on_with_after_a_restart():
+    catalog, manifest = taken(VirtualDisk())
+    target = VirtualDisk()
+    receiving = SnapshotCatalog(target.root, CLUSTER)
+    receiver = receiving.start_receiving(manifest)
+    transfer(sender_of(catalog, manifest), receiver)
+    target.fail_syncs = True
+    with pytest.raises(OSError, match="Input/output error"):
+        receiving.adopt_received(receiver)
+    target.fail_syncs = False
+    again = SnapshotCatalog(target.root, CLUSTER)
+    receiver = again.start_receiving(manifest)
+    assert receiver.next_offset == 0
+    transfer(sender_of(catalog, manifest), receiver)
+    again.adopt_received(receiver)
+    target.crash(random.Random(1))
+    again.verify(manifest)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_what_a_power_loss_leaves_of_a_transfer_ends_in_the_whole_snapshot(seed):
     catalog, manifest = taken(VirtualDisk())
