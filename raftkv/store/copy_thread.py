@@ -19,22 +19,24 @@ class CopyThread:
     Args:
         copy: Writes the copy into a descriptor.
         reading: Held while it does.
+        piece_bytes: Size of its pieces.
 
     Attributes:
         is_abandoned: Whether it was given up before its end.
         refusal: Why it should not be begun again, if it was.
     """
 
-    def __init__(self, copy: Callable[[int], None], reading: threading.Lock) -> None:
+    def __init__(self, copy: Callable[[int], None], reading: threading.Lock, piece_bytes: int) -> None:
         self._copy = copy
         self._reading = reading
+        self._memory = memoryview(mmap.mmap(-1, piece_bytes))
         self._output, self._input = socket.socketpair()
         self._errors: list[Exception] = []
         self._has_ended = False
         self.is_abandoned = False
         self.refusal: Exception | None = None
 
-    def pieces(self, size: int) -> Generator[memoryview]:
+    def pieces(self) -> Generator[memoryview]:
         """Yield the copy, in pieces of one size but for the last; it ends early when it is given up.
 
         All pieces are in the same memory, which begins with a page: each is gone when the next is asked for.
@@ -42,12 +44,12 @@ class CopyThread:
         Raises:
             Exception: What ``copy`` raised.
         """
+        memory = self._memory
         thread = threading.Thread(target=self._run, name="copy", daemon=True)
         thread.start()
-        memory = memoryview(mmap.mmap(-1, size))
         try:
             with self._output:
-                while (count := _fill(memory, self._output)) == size:
+                while (count := _fill(memory, self._output)) == len(memory):
                     yield memory
                 thread.join()
                 if self.is_abandoned:

@@ -176,8 +176,8 @@ class LmdbBackend:
         """
         try:
             with self._copying, CopyFile(Path(path)) as file:
-                self._copy = copy = CopyThread(self._copy_view, self._reading)
-                with closing(copy.pieces(_PIECE_BYTES)) as pieces:
+                self._copy = copy = CopyThread(self._copy_view, self._reading, _PIECE_BYTES)
+                with closing(copy.pieces()) as pieces:
                     for piece in pieces:
                         file.write(piece)
                         written(piece)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -148,38 +149,81 @@ def test_what_cannot_be_purged_for_want_of_room_is_purged_later(purgeable, monke
 
 @pytest.mark.parametrize("can", ["write directly", "write whole blocks directly", "not write directly"])
 def test_a_copy_is_what_was_written_whatever_the_file_system_can_do(large, tmp_path, monkeypatch, can):
-    write, control = os.write, fcntl.fcntl
+    write, control, sync = os.write, fcntl.fcntl, os.fdatasync
+    written, synced = 0, 0
+    was_direct = []
 
     def write_blocks(descriptor, data):
-        if len(data) % 1_048_576 and control(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+        nonlocal written
+        is_direct = bool(control(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+        was_direct.append(is_direct)
+        if can == "write whole blocks directly" and len(data) % 1_048_576 and is_direct:
             raise OSError(errno.EINVAL, "Invalid argument")
-        return write(descriptor, data)
+        count = write(descriptor, data)
+        written += count
+        return count
 
     def refuse_direct(descriptor, command, argument=0):
-        if argument & os.O_DIRECT:
+        if can == "not write directly" and argument & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
         return control(descriptor, command, argument)
 
-    if can == "write whole blocks directly":
-        monkeypatch.setattr(os, "write", write_blocks)
-    elif can == "not write directly":
-        monkeypatch.setattr(fcntl, "fcntl", refuse_direct)
-    taken = large.copy_to(str(tmp_path / "copy"))
+    def note_sync(descriptor):
+        nonlocal synced
+        sync(descriptor)
+        synced = written
+
+    def check_synced(_size):
+        assert synced == written
+
+    monkeypatch.setattr(os, "write", write_blocks)
+    monkeypatch.setattr(fcntl, "fcntl", refuse_direct)
+    monkeypatch.setattr(os, "fdatasync", note_sync)
+    taken = large.copy_to(str(tmp_path / "copy"), check_synced)
     data = (tmp_path / "copy").read_bytes()
     assert (taken.size, taken.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert synced == written == len(data)
     assert len(data) % 1_048_576, "the last piece is a part of one"
+    if not can_write_directly(tmp_path):
+        assert not any(was_direct)
+    elif can == "write whole blocks directly":
+        assert was_direct == [True] * (len(was_direct) - 1) + [False]
+    else:
+        assert was_direct == [can == "write directly"] * len(was_direct)
     with open_copy(tmp_path / "copy") as view:
         assert read_info(view, "the copy").applied_index == large.applied_index
 
 
-def test_a_copy_whose_source_fails_tells_its_failure_and_not_what_it_left(large, tmp_path, monkeypatch):
+def can_write_directly(directory: Path) -> bool:
+    try:
+        os.close(os.open(directory / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_copy_whose_source_fails_tells_its_failure_and_does_not_write_what_it_left(large, tmp_path, monkeypatch):
     def fail(descriptor):
-        os.write(descriptor, b"x" * 1_500_001)
+        os.write(descriptor, b"x" * 1_048_577)
         raise OSError("the view is gone")
 
     monkeypatch.setattr(large._backend, "_copy_view", fail)
     with pytest.raises(OSError, match="the view is gone"):
         large.copy_to(str(tmp_path / "copy"))
+    assert (tmp_path / "copy").stat().st_size == 1_048_576
+
+
+def test_a_copy_for_which_there_is_no_memory_is_in_nobodys_way(large, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refuse_memory)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            large.copy_to(str(tmp_path / "copy"))
+    large._backend.grow()
+    assert large.copy_to(str(tmp_path / "another")).info.applied_index == large.applied_index
+
+
+def refuse_memory(_descriptor: int, _size: int) -> None:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
 def refuse(_needed: int) -> None:
