@@ -158,6 +158,7 @@ class VirtualDirectory:
             file_end = rng.randint(file.synced, len(file.data))
             del file.data[file_end:]
             file.synced = file_end
+            file.is_poisoned = False
         self.files = survivors
         self._durable = dict(survivors)
         self._pending.clear()
