@@ -34,7 +34,7 @@ from raftkv.store.copies import StoreCopy, copy_store
 from raftkv.store.lease import LeaseChange, all_leases, attached_keys, find_lease
 from raftkv.store.lmdb_backend import INITIAL_MAP_BYTES, open_trusted
 from raftkv.store.members import membership_bytes, read_membership, write_membership
-from raftkv.store.mvcc import HistoryReader, place_of, purge
+from raftkv.store.mvcc import HistoryReader, place_of, purge, revision_start
 from raftkv.store.results import Result
 from raftkv.store.txn import Refusal, check_revision, evaluate
 from raftkv.types import (
@@ -97,8 +97,8 @@ class Machine:
             position = view.view(Space.META).get(_PURGED)
         if self._info.cluster_id != self._cluster_id:
             raise ForeignData(f"the store belongs to cluster {self._info.cluster_id}, not to {self._cluster_id}")
-        self._purge_position = position or b""
-        self._purged_to = 0
+        self._purge_start = self._purge_position = position or b""
+        self._purging_to = self._purged_to = 0
 
     @property
     def membership(self) -> Membership:
@@ -216,6 +216,9 @@ class Machine:
         compacted = self._info.compacted_revision
         if self._purged_to == compacted:
             return False
+        if self._purging_to != compacted:
+            # Deletions at the compacted revision before were kept, and are looked at again.
+            self._purging_to, self._purge_position = compacted, self._purge_start
         try:
             position = self._with_room(lambda: self._purge_in_one_transaction(compacted))
         except StorageFailed:
@@ -228,10 +231,9 @@ class Machine:
     def _purge_in_one_transaction(self, compacted: Revision) -> bytes | None:
         with self._backend.write() as transaction:
             position = purge(transaction, self._purge_position, compacted, _PURGE_EVENTS)
-            # What is at the compacted revision itself is looked at again by the next compaction.
-            reached = place_of(compacted) if position is None else position
-            transaction.tree(Space.META).put(_PURGED, reached)
-        self._purge_position = reached
+            start = place_of(compacted) if position is None else revision_start(position)
+            transaction.tree(Space.META).put(_PURGED, start)
+        self._purge_start, self._purge_position = start, position or start
         return position
 
     def get(self, key: bytes) -> KeyValue | None:
@@ -273,7 +275,9 @@ class Machine:
         return found
 
     def get_at(self, key: bytes, revision: int) -> KeyValue | None:
-        """Return a key as it was at a revision, as far as history is kept."""
+        """Return a key as it was at a revision; None when it did not exist, or the revision is compacted."""
+        if revision < self.compacted_revision:
+            return None
         with self._backend.read() as view:
             return HistoryReader(view, self.revision).get(key, revision)
 

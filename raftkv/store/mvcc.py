@@ -57,6 +57,11 @@ def place_of(revision: int) -> bytes:
     return _PLACE.pack(revision, 0)
 
 
+def revision_start(place: bytes) -> bytes:
+    """Return the first place of the revision that a place belongs to."""
+    return place_of(_PLACE.unpack(place)[0])
+
+
 def digest_of(key: bytes) -> bytes:
     """Return the fixed-size name of a key in trees of short keys."""
     return blake2b(key, digest_size=_DIGEST_BYTES).digest()

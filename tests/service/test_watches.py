@@ -94,6 +94,18 @@ async def test_what_is_compacted_is_said_to_be():
     assert [event.revision for event in await soon(node.hub.open(Watch(ALL, start=5)).next())] == [5, 6, 7]
 
 
+@pytest.mark.parametrize("is_purged", [False, True])
+async def test_what_was_before_the_compacted_revision_is_not_told_of(is_purged):
+    node = Node()
+    node.apply(*(Put(b"a", b"%d" % number) for number in range(3)), Delete(b"a"), Put(b"a", b"3"), Put(b"a", b"4"))
+    for compacted, previous in ((4, [None, b"2", None, b"3"]), (5, [None, None, b"3"]), (6, [None, b"3"])):
+        node.apply(Compact(Revision(compacted)))
+        while is_purged and node.machine.purge():
+            pass
+        events = await soon(node.hub.open(Watch(ALL, compacted, wants_previous=True)).next())
+        assert [event.previous and event.previous.value for event in events] == previous
+
+
 async def test_a_long_past_is_read_a_little_at_a_time():
     node = Node()
     for _ in range(25):

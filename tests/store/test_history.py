@@ -559,6 +559,27 @@ def test_purging_leaves_no_trace_of_what_cannot_be_read(tmp_path):
     machine.close()
 
 
+@pytest.mark.parametrize("is_opened_again", [False, True])
+def test_a_purge_that_is_overtaken_by_the_next_compaction_leaves_nothing_behind(machine, is_opened_again):
+    keys = [b"k%03d" % number for number in range(600)]
+    apply_to(machine, Transact(Transaction((), tuple(PutOperation(key, b"v") for key in keys), ())))
+    apply_to(machine, Transact(Transaction((), (DeleteOperation(KeySpan.prefix(b"k")),), ())))
+    apply_to(machine, Compact(machine.revision))
+    calls = 1
+    while machine.purge() and calls < 4:
+        calls += 1
+    apply_to(machine, Put(b"other", b"x"))
+    if is_opened_again:
+        machine = Machine(machine._backend, CLUSTER)
+    apply_to(machine, Compact(machine.revision))
+    while machine.purge():
+        pass
+    with machine._backend.read() as view:
+        left = {space: len(list(view.view(space).scan(b""))) for space in (Space.HISTORY, Space.VERSIONS, Space.GRAVES)}
+    assert left == {Space.HISTORY: 1, Space.VERSIONS: 0, Space.GRAVES: 0}
+    assert calls == 4, "the purge was under way"
+
+
 @pytest.mark.parametrize("ends_deleted", [False, True])
 def test_a_read_of_the_past_follows_few_events_of_a_key_with_many(machine, monkeypatch, ends_deleted):
     for life in range(3):

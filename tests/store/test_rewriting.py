@@ -72,6 +72,11 @@ def check(machine: Machine, backend, history: dict[int, list[tuple[object, ...]]
     apply(restored, Put(b"a", b"after"))
     assert restored.revision == revision + 1
     assert content(restored, revision) == history[revision]
+    after = content(restored)
+    apply(restored, Compact(restored.revision))
+    while restored.purge():
+        pass
+    assert content(restored) == after
     for lease in existing:
         apply(restored, RevokeLease(lease))
     assert not any(item.lease for item in restored.range(RangeQuery(ALL)).items)
