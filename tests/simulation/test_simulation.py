@@ -155,7 +155,7 @@ def test_what_small_clusters_found_once_stays_fixed(nodes, seed, faults):
 
 
 def test_turning_a_removed_member_away_before_its_removal_is_confirmed_is_caught(monkeypatch):
-    plan = Plan(58, 2, faults=frozenset({"membership", "power-cut", "schism"}))
+    plan = Plan(160, 2, faults=frozenset({"membership", "power-cut", "schism"}))
     assert run_plan(plan).violation is None
     monkeypatch.setattr(Membership, "turns_away", lambda self, member_id: member_id in self.removed)
     assert "no progress" in (run_plan(plan).violation or "")
