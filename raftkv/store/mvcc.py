@@ -145,10 +145,9 @@ class HistoryReader:
     def _begin_at(self, key: bytes, record: bytes | None, after: bytes) -> bytes:
         """Return a place of a key not long after another, in the life that it had there if it had one."""
         digest = digest_of(key)
-        for name, _record in self._view.view(Space.VERSIONS).scan(digest + after):
-            if name.startswith(digest):
-                return name[_DIGEST_BYTES:]
-            break
+        found = next(self._view.view(Space.VERSIONS).scan(digest + after), None)
+        if found is not None and found[0].startswith(digest):
+            return found[0][_DIGEST_BYTES:]
         return _NO_PLACE if record is None else _place_in(record)
 
     def _complete(self, key: bytes, fields: tuple[int, int, int, int, int]) -> KeyValue:
@@ -332,7 +331,7 @@ def _place_in(record: bytes) -> bytes:
 
 
 def _place_before(record: bytes) -> bytes:
-    """Return the place that an event names; it does not compare as greater than any when there is none."""
+    """Return the place of the event before one; ``_NO_PLACE``, which is below every other, when it was the first."""
     place: bytes = _EVENT_HEADER.unpack_from(record)[4]
     return place
 

@@ -524,6 +524,11 @@ TestStoreAgainstModel = StoreAgainstModel.TestCase
 TestStoreAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
+def what_is_left(machine):
+    with machine._backend.read() as view:
+        return {space: len(list(view.view(space).scan(b""))) for space in (Space.HISTORY, Space.VERSIONS, Space.GRAVES)}
+
+
 def test_purging_leaves_no_trace_of_what_cannot_be_read(tmp_path):
     machine = Machine(LmdbBackend(tmp_path, 1_048_576), CLUSTER)
     index = 0
@@ -553,9 +558,7 @@ def test_purging_leaves_no_trace_of_what_cannot_be_read(tmp_path):
     apply(Compact(machine.revision))
     while machine.purge():
         pass
-    with machine._backend.read() as view:
-        left = {space: len(list(view.view(space).scan(b""))) for space in (Space.HISTORY, Space.VERSIONS, Space.GRAVES)}
-    assert left == {Space.HISTORY: 1, Space.VERSIONS: 0, Space.GRAVES: 0}
+    assert what_is_left(machine) == {Space.HISTORY: 1, Space.VERSIONS: 0, Space.GRAVES: 0}
     machine.close()
 
 
@@ -574,9 +577,7 @@ def test_a_purge_that_is_overtaken_by_the_next_compaction_leaves_nothing_behind(
     apply_to(machine, Compact(machine.revision))
     while machine.purge():
         pass
-    with machine._backend.read() as view:
-        left = {space: len(list(view.view(space).scan(b""))) for space in (Space.HISTORY, Space.VERSIONS, Space.GRAVES)}
-    assert left == {Space.HISTORY: 1, Space.VERSIONS: 0, Space.GRAVES: 0}
+    assert what_is_left(machine) == {Space.HISTORY: 1, Space.VERSIONS: 0, Space.GRAVES: 0}
     assert calls == 4, "the purge was under way"
 
 
