@@ -92,6 +92,10 @@ class NoLeader(NotApplied):
     """No leader is known, or it cannot reach a majority."""
 
 
+class LogsContradict(NotApplied):
+    """The logs of the members contradict each other, and no majority decides which of them is wrong."""
+
+
 class BackupFailed(NotApplied):
     """A copy of the store could not be made."""
 
@@ -108,6 +112,10 @@ class MembersUnsettled(NotApplied):
     """The membership cannot be changed yet: a change is under way, or the leader is new."""
 
 
+class MemberUnreachable(NotApplied):
+    """A member does not answer at the address where it is said to be."""
+
+
 class MemberChangeRefused(NotApplied):
     """The change would leave the cluster without voters, or without a majority that can be reached."""
 
@@ -120,8 +128,20 @@ class Superseded(NotApplied):
     """The entry lost its place in the log to one of another leader, so it can never be committed."""
 
 
+class ClusterVersionTooLow(NotApplied):
+    """The cluster's version does not allow the request yet: some member may not know what it asks for."""
+
+
 class Overloaded(NotApplied):
     """Too many proposals are waiting."""
+
+
+class OutcomesFull(NotApplied):
+    """The results of idempotent writes take as much as they may; they expire one by one."""
+
+
+class BuffersFull(NotApplied):
+    """Clients have not read so much of their answers that the node makes no more large ones for now."""
 
 
 class StorageLow(NotApplied):
@@ -166,6 +186,17 @@ class ForeignData(FatalError):
     """The data directory, or a peer, belongs to another cluster or another member."""
 
 
+class UnsupportedVersion(FatalError):
+    """The cluster is at a version, or has data of a format, that this release does not support.
+
+    Nothing was changed: a release that supports it can go on with the data.
+    """
+
+
+class UndecodableEntry(UnsupportedVersion):
+    """A committed entry of the log cannot be read. To skip it would let this node's state differ from the others'."""
+
+
 class RemovedFromCluster(FatalError):
     """The node was removed from its cluster: what it has is of no more use, and it must not take part."""
 
@@ -176,6 +207,22 @@ class StorageFailed(FatalError):
 
 class ConfigurationError(FatalError):
     """The configuration contradicts itself or its surroundings."""
+
+
+class OlderThanItsPromises(FatalError):
+    """This node's log ends before entries that it has acknowledged: its disk was put back to an older state."""
+
+
+class CopyOfMember(FatalError):
+    """Another process runs with a copy of this data directory, at the address of this member."""
+
+
+class LogDiverged(FatalError):
+    """This node's log has other entries than a majority has, where they must be equal."""
+
+
+class StateDiverged(FatalError):
+    """This node's store differs from those of a majority, at the same index."""
 
 
 class InvariantViolated(FatalError):

@@ -5,11 +5,29 @@ The meaning is etcd's (its ``rpc.proto``): revisions, versions and comparisons c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Generic, TypeVar
 
 from raftkv.types import KeyValue, Revision
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class AtRevision(Generic[_Result]):
+    """A result with the store's revision of its own operation.
+
+    The store may be further when the result is used, so a handler must not ask the store again.
+
+    Attributes:
+        revision: Of a write, the revision that it made; of a read, and of a write that changed no key, the revision of
+            the state that it saw.
+        result: The result.
+    """
+
+    revision: Revision
+    result: _Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +236,6 @@ OperationResult = RangeResult | PutResult | DeleteResult | TransactionResult
 class RefusalKind(Enum):
     """Why a command was refused when its turn came."""
 
-    MALFORMED = "malformed"
     KEY_NOT_FOUND = "key not found"
     LEASE_NOT_FOUND = "lease not found"
     LEASE_EXISTS = "lease exists"
@@ -227,9 +244,11 @@ class RefusalKind(Enum):
     NO_SPACE = "no space"
     FENCED = "fenced"
     KEY_REUSED = "idempotency key reused"
+    TOO_MANY_OUTCOMES = "too many outcomes"
     MEMBER_UNKNOWN = "member unknown"
     MEMBER_TAKEN = "member taken"
     CHANGE_REFUSED = "membership change refused"
+    TOO_MANY_KEYS = "too many keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,10 +278,18 @@ class Event:
     Attributes:
         kind: What happened.
         item: The key as it is now; of a deleted one only key and mod revision mean something.
+        sub_revision: Position among the events of its revision, from 0; with the revision it identifies the event. A
+            client does not know it, and has 0.
     """
 
     kind: EventKind
     item: KeyValue
+    sub_revision: int = 0
+
+    @property
+    def is_creation(self) -> bool:
+        """Whether the key did not exist before it."""
+        return self.kind is EventKind.PUT and self.item.version == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +321,25 @@ class WatchedEvent:
 MAX_OPERATIONS = 128
 """In one branch of a transaction, etcd's default."""
 
+MAX_TRANSACTION_PARTS = 4224
+"""Operations and compares of a transaction and of all nested ones, in both branches: they are read in some 30 ms."""
+
 MAX_TRANSACTION_BYTES = 1_572_864
 """1.5 MiB of keys, values and framing, etcd's default."""
+
+MAX_VISITED_KEYS = 100_000
+"""Keys that one transaction visits at most, together with those nested in it: compared, read and deleted ones.
+
+Every member does this when it applies the transaction, and applies nothing else meanwhile. What a transaction does
+follows from this bound and the next: members of different bounds would differ, so another one needs another cluster
+version.
+"""
+
+MAX_READ_BYTES = 33_554_432
+"""32 MiB of keys and values that one transaction reads at most, together with those nested in it.
+
+Every member builds its result, also where no client waits for it, so that results can be compared.
+"""
 
 MAX_LEASE_SECONDS = 9_000_000_000
 """The longest time of a lease, etcd's."""
@@ -330,43 +374,6 @@ def transaction_bytes(transaction: Transaction) -> int:
         else:
             size += len(operation.span.start)
     return size
-
-
-def has_duplicates(transaction: Transaction) -> bool:
-    """Whether a key is put twice, or put and deleted, on one way through a transaction; as etcd sees it."""
-    return any(_changes(branch) is None for branch in (transaction.success, transaction.failure))
-
-
-def _changes(operations: Sequence[Operation]) -> tuple[set[bytes], list[KeySpan]] | None:
-    """Return what operations put and delete, None when two of them meet.
-
-    Puts of both branches of one nested transaction may meet, since only one is taken. A put of a nested transaction is
-    not compared with the deletes of a later one.
-    """
-    puts: set[bytes] = set()
-    # etcd does not see that a delete of everything from a key on meets a put, and clients may have come to rely on it.
-    spans = [operation.span for operation in operations if isinstance(operation, DeleteOperation)]
-    deletes = [span for span in spans if span.end is not None]
-    for operation in operations:
-        if isinstance(operation, Transaction):
-            then, otherwise = _changes(operation.success), _changes(operation.failure)
-            if then is None or otherwise is None:
-                return None
-            nested = then[0] | otherwise[0]
-            if puts & nested or _any_within(nested, deletes):
-                return None
-            puts |= nested
-            deletes += then[1] + otherwise[1]
-    for operation in operations:
-        if isinstance(operation, PutOperation):
-            if operation.key in puts or _any_within({operation.key}, deletes):
-                return None
-            puts.add(operation.key)
-    return puts, deletes
-
-
-def _any_within(keys: set[bytes], spans: Sequence[KeySpan]) -> bool:
-    return any(key in span for span in spans for key in keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,17 +423,19 @@ FINGERPRINT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class StoreHash:
-    """A digest of the keys and their history, equal on all members at one revision.
+    """A digest of the keys and their history, equal on all members at one revision and compacted revision.
 
     Attributes:
         value: 32 bits.
         revision: Up to which revision.
-        compacted_revision: Below which history was left out.
+        compacted_revision: Up to which only the keys as they were then are part of it.
+        store_revision: The store's revision when the digest was asked for.
     """
 
     value: int
     revision: int
     compacted_revision: int
+    store_revision: Revision
 
 
 class AlarmKind(Enum):
@@ -434,6 +443,9 @@ class AlarmKind(Enum):
 
     NO_SPACE = 1
     """The store has reached its quota: nothing that would let it grow is accepted."""
+
+    CORRUPT = 2
+    """A member's log contradicts the leader's, or its store a majority's."""
 
     @property
     def label(self) -> str:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import os
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+PRIVATE_FILE = 0o600
+"""Mode of the files that are made: they have everybody's keys and values, and are their owner's to read."""
+
+PRIVATE_DIRECTORY = 0o700
+"""Mode of the directories that are made."""
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file for ``open``'s argument ``opener``; one that is created is its owner's alone."""
+    return os.open(path, flags, PRIVATE_FILE)
+
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -95,4 +111,18 @@ class Directory(Protocol):
 
     def free_bytes(self) -> int:
         """Return the bytes that the file system has left."""
+        ...
+
+
+class Worker(Protocol):
+    """Does work that may wait for a disk for long, one after the other, while the caller goes on."""
+
+    def submit(self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]) -> None:
+        """Queue work.
+
+        Args:
+            work: Must not touch what the caller uses meanwhile.
+            done: Called with its result, where the caller runs.
+            failed: Called instead with the exception that it raised.
+        """
         ...

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
+from raftkv.versions import FIRST_VERSION, SUPPORTED_VERSIONS, ClusterVersion, SupportedVersions
+
 NodeId = NewType("NodeId", str)
 """A member's name, unique in its cluster and stable for its life."""
+
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""What a member's name may be."""
 
 ClusterId = NewType("ClusterId", str)
 """16 hexadecimal digits, made at bootstrap; data of another cluster is refused by it."""
@@ -24,6 +30,9 @@ Revision = NewType("Revision", int)
 MAX_KEY_BYTES = 4096
 MAX_VALUE_BYTES = 1_572_864
 """1.5 MiB, etcd's default limit of a request."""
+
+DEFAULT_MAX_UNREAD_BYTES = 134_217_728
+"""Bytes of large answers and of streams that a node's clients may leave unread, all together, unless set otherwise."""
 
 MAX_COMMAND_GROUP_BYTES = 524_288
 """Commands that travel together in one Raft entry stop growing here; a larger single command travels alone."""
@@ -169,6 +178,8 @@ class NodeStatus:
         client_url: Where it serves clients, None when unknown.
         peer_address: ``HOST:PORT`` of its Raft listener.
         version: The raftkv version it runs.
+        cluster_version: The cluster's version, as far as it has applied.
+        supported_versions: The cluster versions that it supports.
     """
 
     name: NodeId
@@ -182,3 +193,22 @@ class NodeStatus:
     client_url: str | None
     peer_address: str
     version: str
+    cluster_version: ClusterVersion = FIRST_VERSION
+    supported_versions: SupportedVersions = SUPPORTED_VERSIONS
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """A backup that ``raftkv backup`` has stored.
+
+    Attributes:
+        revision: The store's revision in it.
+        size: Its bytes as stored.
+        kept: How many backups of the cluster are kept, with this one.
+        volume_too_small: Whether their volume has no room for as many as are to be kept.
+    """
+
+    revision: Revision
+    size: int
+    kept: int
+    volume_too_small: bool = False

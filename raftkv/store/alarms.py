@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raftkv.operations import Alarm, AlarmKind, may_put
 from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
-from raftkv.store.commands import Command, GrantLease, Put, Transact
+from raftkv.store.commands import Command, GrantLease, Guarded, Put, Transact
 
 
 def all_alarms(view: ReadTransaction) -> list[Alarm]:
@@ -32,6 +32,8 @@ def is_out_of_space(view: ReadTransaction) -> bool:
 
 def grows(command: Command) -> bool:
     """Whether a command would take more space for good; etcd's rule: puts and leases do, deletions do not."""
+    if isinstance(command, Guarded):
+        return grows(command.command)
     if isinstance(command, Transact):
         return may_put(command.transaction)
     return isinstance(command, Put | GrantLease)

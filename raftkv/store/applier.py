@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from raftkv.errors import UndecodableEntry, UnsupportedVersion
 from raftkv.membership import ChangeRefused, MemberTaken, MemberUnknown, changed
-from raftkv.operations import Event, Fence, KeySpan, Lease, RefusalKind, Refused
+from raftkv.operations import Fence, KeySpan, Lease, RefusalKind, Refused
+from raftkv.store import steps
 from raftkv.store.alarms import grows, is_out_of_space, set_alarm
 from raftkv.store.backend import WriteTransaction
+from raftkv.store.bookkeeping import StoreInfo
 from raftkv.store.commands import (
     ChangeMembers,
     Command,
     Compact,
     Delete,
+    ForgetOutcomes,
     GrantLease,
     Guarded,
     MalformedCommand,
@@ -18,16 +24,41 @@ from raftkv.store.commands import (
     Put,
     RevokeLease,
     SetAlarm,
+    SetClusterVersion,
     Transact,
-    decode_commands,
+    iterate_commands,
 )
 from raftkv.store.lease import LeaseChange, LeaseWriter
 from raftkv.store.members import read_membership, write_membership
-from raftkv.store.mvcc import HistoryWriter
-from raftkv.store.outcomes import OutcomeWriter
-from raftkv.store.results import AlarmSet, AppliedBefore, Compacted, Granted, MembersChanged, Result
+from raftkv.store.mvcc import Change, HistoryWriter
+from raftkv.store.outcomes import FORGOTTEN_AT_ONCE, FORGOTTEN_PER_COMMAND, OutcomeWriter
+from raftkv.store.results import (
+    AlarmSet,
+    AppliedBefore,
+    ClusterVersionSet,
+    Compacted,
+    Granted,
+    MembersChanged,
+    OutcomesForgotten,
+    Result,
+)
+from raftkv.store.steps import CHANGE_COST, Meter, Steps
 from raftkv.store.txn import TransactionApplier
-from raftkv.types import Condition, ConditionFailed, KeyValue, Revision, Written
+from raftkv.types import Condition, ConditionFailed, Index, KeyValue, Revision, Term, Written
+from raftkv.versions import SupportedVersions
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one transaction has found out and the next one need not look up, as long as nothing else writes.
+
+    Attributes:
+        out_of_space: Whether some member said that there is no space.
+        may_have_expired: Whether the time of some kept result may be over.
+    """
+
+    out_of_space: bool
+    may_have_expired: bool
 
 
 class CommandApplier:
@@ -35,25 +66,37 @@ class CommandApplier:
 
     Args:
         transaction: The transaction.
-        revision: The store's revision before it.
-        compacted: The compacted revision before it.
-        time: The store's time before it, in seconds.
+        info: What the store says of itself before it.
+        supported: The cluster versions that this node supports.
+        findings: Those of the transaction before it, None when there was none.
 
     Attributes:
+        cluster_version: The cluster's version.
         compacted: The compacted revision.
         lease_changes: Leases that were granted or removed.
         changed_members: Whether the membership was changed.
     """
 
-    def __init__(self, transaction: WriteTransaction, revision: int, compacted: int, time: int) -> None:
+    def __init__(
+        self,
+        transaction: WriteTransaction,
+        info: StoreInfo,
+        supported: SupportedVersions,
+        findings: Findings | None = None,
+    ) -> None:
+        if findings is None:
+            findings = Findings(is_out_of_space(transaction), may_have_expired=True)
         self._transaction = transaction
-        self._history = HistoryWriter(transaction, revision)
+        self._history = HistoryWriter(transaction, info.revision)
         self._leases = LeaseWriter(transaction)
-        self._outcomes = OutcomeWriter(transaction, time)
-        self._out_of_space = is_out_of_space(transaction)
-        self.compacted = compacted
+        self._outcomes = OutcomeWriter(transaction, info.time, may_have_expired=findings.may_have_expired)
+        self._out_of_space = findings.out_of_space
+        self._supported = supported
+        self.cluster_version = info.cluster_version
+        self.compacted: int = info.compacted_revision
         self.lease_changes: list[LeaseChange] = []
         self.changed_members = False
+        self._meter = Meter()
 
     @property
     def revision(self) -> Revision:
@@ -66,24 +109,66 @@ class CommandApplier:
         return self._outcomes.time
 
     @property
-    def changes(self) -> list[tuple[int, Event]]:
-        """What was changed so far, each with its revision."""
+    def findings(self) -> Findings:
+        """What the next transaction need not look up."""
+        return Findings(self._out_of_space, self._outcomes.may_have_expired)
+
+    @property
+    def changes(self) -> list[Change]:
+        """What was changed so far, in order."""
         return self._history.changes
 
-    def apply(self, payload: bytes | None) -> list[Result]:
-        """Apply the commands of one entry; one that cannot be read is refused as a whole."""
+    def apply_steps(self, payload: bytes | None, index: Index, term: Term) -> Steps[list[Result]]:
+        """Apply the commands of one entry in steps.
+
+        An entry that cannot be read is never skipped: a release that can read it applies it, so this node's state
+        would differ from then on.
+
+        Args:
+            payload: The commands, None for a no-op of the consensus.
+            index: The entry's index, for the error.
+            term: Its term, for the error.
+
+        Raises:
+            UndecodableEntry: It cannot be read at the cluster's version by this release.
+            UnsupportedVersion: It raises the cluster's version above what this release supports.
+        """
         if payload is None:
             return []
+        results: list[Result] = []
         try:
-            commands = decode_commands(payload)
+            # One that cannot be read undoes the transaction, and with it the commands before it.
+            for command in iterate_commands(payload, self.cluster_version):
+                if isinstance(command, Put | Delete):
+                    # The ordinary case does without a generator of its own.
+                    results.append(self._plain(command))
+                else:
+                    results.append((yield from self._apply_command(command)))
+                self._outcomes.forget_expired(FORGOTTEN_PER_COMMAND)
+                if self._meter.is_due(CHANGE_COST):
+                    yield
         except MalformedCommand as error:
-            return [Refused(RefusalKind.MALFORMED, str(error))]
-        return [self._apply_command(command) for command in commands]
+            raise UndecodableEntry(
+                f"entry {index} of term {term} cannot be applied: {error}. This release supports {self._supported}; "
+                "nothing was changed, a release that reads the entry can go on with this data"
+            ) from error
+        return results
 
-    def _apply_command(self, command: Command) -> Result:
+    def _apply_command(self, command: Command) -> Steps[Result]:
         if isinstance(command, ChangeMembers):
             return self._change_members(command)
-        return self._guarded(command) if isinstance(command, Guarded) else self._plain(command)
+        if isinstance(command, SetClusterVersion):
+            return self._set_cluster_version(command)
+        if isinstance(command, Guarded):
+            return (yield from self._guarded(command))
+        return (yield from self._plain_steps(command))
+
+    def _set_cluster_version(self, command: SetClusterVersion) -> ClusterVersionSet:
+        refusal = self._supported.refusal("this release", command.version)
+        if command.version > self.cluster_version and refusal is not None:
+            raise UnsupportedVersion(f"{refusal}; nothing was changed, a release that supports it can go on")
+        self.cluster_version = max(self.cluster_version, command.version)
+        return ClusterVersionSet(self.revision, self.cluster_version)
 
     def _change_members(self, command: ChangeMembers) -> MembersChanged | Refused:
         try:
@@ -98,44 +183,66 @@ class CommandApplier:
         self.changed_members = True
         return MembersChanged(self.revision, membership)
 
-    def _guarded(self, command: Guarded) -> Result:
+    def _guarded(self, command: Guarded) -> Steps[Result]:
         once = command.once
         kept = None if once is None else self._outcomes.find(once)
         if kept is not None:
             if not kept.is_same:
                 return Refused(RefusalKind.KEY_REUSED, "the idempotency key was used for another request")
             return AppliedBefore(kept.revision) if kept.result is None else kept.result
-        result = self._fenced(command)
+        if once is not None and not self._outcomes.has_room(once):
+            # Not kept, or refusals would take more room. Forgetting a result instead would apply its write twice.
+            return Refused(RefusalKind.TOO_MANY_OUTCOMES, f"results of idempotent writes take {once.max_bytes} bytes")
+        result = yield from self._fenced(command)
         # A refusal is kept too, or the first try, arriving late, could yet be applied after its sender was told of it.
         # But not in a full store: there a try may be repeated when there is space again, and nothing may pile up.
         if once is not None and not (isinstance(result, Refused) and result.kind is RefusalKind.NO_SPACE):
             self._outcomes.keep(once, result, self.revision)
         return result
 
-    def _fenced(self, command: Guarded) -> Result:
-        if command.fence is not None and not self._is_held(command.fence):
-            return Refused(RefusalKind.FENCED, f"the lock is not held under the token {command.fence.token}")
-        return self._plain(command.command)
+    def _fenced(self, command: Guarded) -> Steps[Result]:
+        fence = command.fence
+        if fence is not None and not (yield from self._is_held(fence)):
+            return Refused(RefusalKind.FENCED, f"the lock is not held under the token {fence.token}")
+        return (yield from self._plain_steps(command.command))
 
-    def _is_held(self, fence: Fence) -> bool:
+    def _is_held(self, fence: Fence) -> Steps[bool]:
         span = KeySpan.prefix(fence.prefix)
-        items = self._history.scan(span.start, span.end, keys_only=True)
-        return min((item.create_revision for item in items), default=None) == fence.token
+        oldest: int | None = None
+        start: bytes | None = span.start
+        while start is not None:
+            items, start = self._history.page(start, span.end, 0, steps.OPERATIONS, keys_only=True)
+            revisions = [item.create_revision for item in items]
+            oldest = min(revisions if oldest is None else [oldest, *revisions], default=None)
+            if start is not None:
+                yield
+        return oldest == fence.token
+
+    def _plain_steps(self, command: PlainCommand) -> Steps[Result]:
+        if isinstance(command, Transact) and not self._has_no_space_for(command):
+            applier = TransactionApplier(self._history, self._leases, self.compacted)
+            return (yield from applier.apply_steps(command.transaction))
+        if isinstance(command, RevokeLease):
+            return (yield from self._revoke(command))
+        return self._plain(command)
+
+    def _has_no_space_for(self, command: PlainCommand) -> bool:
+        return self._out_of_space and grows(command)
 
     def _plain(self, command: PlainCommand) -> Result:
-        if self._out_of_space and grows(command):
+        """Apply a command of bounded work."""
+        if self._has_no_space_for(command):
             return Refused(RefusalKind.NO_SPACE, "the store has reached its quota")
         if isinstance(command, Put | Delete):
             return self._write(command)
-        if isinstance(command, Transact):
-            return TransactionApplier(self._history, self._leases, self.compacted).apply(command.transaction)
         if isinstance(command, Compact):
             return self._compact(command)
         if isinstance(command, GrantLease):
             return self._grant(command)
-        if isinstance(command, SetAlarm):
-            return self._set_alarm(command)
-        return self._revoke(command)
+        if isinstance(command, ForgetOutcomes):
+            return self._forget_outcomes(command)
+        assert isinstance(command, SetAlarm), "the others are applied in steps"
+        return self._set_alarm(command)
 
     def _write(self, command: Put | Delete) -> Written | ConditionFailed | Refused:
         before = self._history.without_value(command.key)
@@ -151,13 +258,12 @@ class CommandApplier:
             return Refused(RefusalKind.LEASE_NOT_FOUND, f"lease {command.lease} does not exist")
         item = self._history.put(command.key, command.value, command.lease)
         self._leases.move(command.key, 0 if before is None else before.lease, command.lease)
-        current = KeyValue(command.key, b"", item.create_revision, item.mod_revision, item.version, item.lease)
-        return Written(self.revision, current)
+        return Written(self.revision, item)
 
     def _delete(self, command: Delete, before: KeyValue | None) -> Written:
         if before is None:
             return Written(self.revision, None, deleted=0)
-        self._history.delete(command.key)
+        self._history.delete((command.key,))
         self._leases.move(command.key, before.lease, 0)
         return Written(self.revision, None, deleted=1)
 
@@ -178,15 +284,25 @@ class CommandApplier:
         self.lease_changes.append(LeaseChange(command.lease_id, command.seconds))
         return Granted(self.revision, lease)
 
-    def _revoke(self, command: RevokeLease) -> Written | Refused:
+    def _revoke(self, command: RevokeLease) -> Steps[Written | Refused]:
         if not self._leases.exists(command.lease_id):
             return Refused(RefusalKind.LEASE_NOT_FOUND, f"lease {command.lease_id} does not exist")
         self._history.begin_change()
-        keys = self._leases.remove(command.lease_id)
+        keys = yield from self._leases.remove_steps(command.lease_id)
         self.lease_changes.append(LeaseChange(command.lease_id, None))
-        for key in keys:
-            self._history.delete(key)
-        return Written(self.revision, None, deleted=len(keys))
+        number, limit = len(keys), max(1, steps.OPERATIONS // CHANGE_COST)
+        # Taken off the end, since to free all of them at once takes long.
+        keys.reverse()
+        while page := keys[-limit:]:
+            del keys[-limit:]
+            page.reverse()
+            self._history.delete(page)
+            yield
+        return Written(self.revision, None, deleted=number)
+
+    def _forget_outcomes(self, command: ForgetOutcomes) -> OutcomesForgotten:
+        self._outcomes.pass_time(command.now)
+        return OutcomesForgotten(self.revision, self._outcomes.forget_expired(FORGOTTEN_AT_ONCE))
 
     def _set_alarm(self, command: SetAlarm) -> AlarmSet:
         set_alarm(self._transaction, command.alarm, is_active=command.is_active)

@@ -6,7 +6,7 @@ A store is a few trees. Keys of ``CURRENT`` and ``GRAVES`` are raftkv keys, up t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
@@ -63,8 +63,26 @@ class Tree(ReadTree, Protocol):
         """Write a key's record."""
         ...
 
+    def put_all(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write the records of several keys."""
+        ...
+
     def delete(self, key: bytes) -> bool:
         """Remove a key; return whether it was there."""
+        ...
+
+    def pop(self, key: bytes) -> bytes | None:
+        """Remove a key; return the record that it had, None when it was not there."""
+        ...
+
+    def pop_first(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Remove the first ``limit`` keys of a span and return them with their records; only of trees with short keys.
+
+        Args:
+            start: The first key that may be removed.
+            end: The first key behind the span.
+            limit: Keys at most.
+        """
         ...
 
 
@@ -84,6 +102,26 @@ class WriteTransaction(ReadTransaction, Protocol):
         ...
 
 
+class HeldView(Protocol):
+    """A view that stays open while the store goes on; another thread reads it, a little at a time."""
+
+    def reading(self) -> AbstractContextManager[ReadTransaction]:
+        """Keep the view for the time of the context; the store may have to wait for its end.
+
+        Raises:
+            ViewAbandoned: The view is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the view back; the store does so itself when the view is in its way."""
+        ...
+
+
+class ViewAbandoned(Exception):
+    """A held view is closed: the store could not grow, or not be replaced, while it was open."""
+
+
 class StoreIsFull(Exception):
     """The transaction does not fit into the present map; it was undone, and the map can be grown."""
 
@@ -93,10 +131,14 @@ class CopyAbandoned(Exception):
 
 
 class Backend(Protocol):
-    """One store. Only one transaction is open at a time, but for a copy under way."""
+    """One store. Only one transaction is open at a time, but for a copy under way and a held view."""
 
     def read(self) -> AbstractContextManager[ReadTransaction]:
         """Open a view."""
+        ...
+
+    def hold(self) -> HeldView:
+        """Open a view of the present state that stays open; the one that was held before is closed."""
         ...
 
     def write(self) -> AbstractContextManager[WriteTransaction]:
@@ -123,6 +165,10 @@ class Backend(Protocol):
         """Return the bytes of commands that can still be applied; None while nothing bounds them."""
         ...
 
+    def allocated_bytes(self) -> int:
+        """Return the bytes of disk that are allocated, with what was never used of them."""
+        ...
+
     def file_bytes(self) -> int:
         """Return the bytes that the data and what became free of it take."""
         ...
@@ -142,6 +188,11 @@ class Backend(Protocol):
             CopyAbandoned: It was given up; there is no file.
             OSError: It could not be written.
         """
+        ...
+
+    @property
+    def is_being_copied(self) -> bool:
+        """Whether a copy is under way."""
         ...
 
     def open_copy(self, path: str) -> AbstractContextManager[ReadTransaction]:
@@ -167,6 +218,19 @@ class Backend(Protocol):
         """Remove a staged copy that is not needed."""
         ...
 
+    def sync(self) -> None:
+        """Return when everything is on the disk; may run in another thread than the transactions.
+
+        Raises:
+            OSError: The disk did not take some page, now or since the last call. What is at rest is not trusted any
+                more: the next start begins with an empty store.
+        """
+        ...
+
     def close(self) -> None:
-        """Make everything durable and release it."""
+        """Make everything durable and release it.
+
+        Raises:
+            StorageFailed: The disk did not take some page.
+        """
         ...

@@ -1,12 +1,14 @@
 """The replicated commands and their codec.
 
-A group of commands travels in one Raft entry as one msgpack array, ``[version, [[kind, ...fields], ...]]``. The version
-lets later releases read what earlier ones wrote. Nothing in a command depends on where or when it is applied.
+A group of commands travels in one Raft entry as one msgpack array, ``[format, [[kind, ...fields], ...], version]``.
+The format is that of the array. The version is the lowest cluster version (``raftkv.versions``) at which every command
+of the group may be applied: it is checked before the commands are read, so a release that does not know a command can
+say which version it needs. Nothing in a command depends on where or when it is applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,9 @@ from raftkv.operations import FINGERPRINT_BYTES, Alarm, AlarmKind, Fence, Transa
 from raftkv.store.members import change_fields, change_of
 from raftkv.store.transaction_codec import transaction_bytes, transaction_fields, transaction_of
 from raftkv.types import Condition, Revision
+from raftkv.versions import FIRST_VERSION, ClusterVersion
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _PUT = 1
 _DELETE = 2
@@ -29,6 +32,8 @@ _REVOKE_LEASE = 6
 _GUARDED = 7
 _SET_ALARM = 8
 _CHANGE_MEMBERS = 9
+_SET_CLUSTER_VERSION = 10
+_FORGET_OUTCOMES = 11
 
 _NO_CONDITION = -1
 _MUST_EXIST = -2
@@ -125,15 +130,28 @@ class Once:
         fingerprint: Digest of the request, 16 bytes.
         now: The proposer's time in seconds; it never goes back in one log.
         keep_seconds: For how long its result is kept.
+        max_bytes: It is refused when all kept results take this many bytes, 0 for no bound.
     """
 
     key: bytes
     fingerprint: bytes
     now: int
     keep_seconds: int
+    max_bytes: int = 0
 
 
-PlainCommand = Put | Delete | Transact | Compact | GrantLease | RevokeLease | SetAlarm
+@dataclass(frozen=True, slots=True)
+class ForgetOutcomes:
+    """Forget results of idempotent writes whose time is over, as many as one command may.
+
+    Attributes:
+        now: The proposer's time in seconds.
+    """
+
+    now: int
+
+
+PlainCommand = Put | Delete | Transact | Compact | GrantLease | RevokeLease | SetAlarm | ForgetOutcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +176,20 @@ class ChangeMembers:
     change: MemberChange
 
 
-Command = PlainCommand | Guarded | ChangeMembers
+@dataclass(frozen=True, slots=True)
+class SetClusterVersion:
+    """Raise the cluster's version; one that is not above the present version changes nothing."""
+
+    version: ClusterVersion
+
+
+Command = PlainCommand | Guarded | ChangeMembers | SetClusterVersion
+
+REQUIRED_VERSIONS: dict[type[Any], ClusterVersion] = {}
+"""Lowest cluster version of each kind of command that came after the first."""
+
+_FIRST_VERSION_FIELDS = (FIRST_VERSION.major, FIRST_VERSION.minor)
+"""No cluster is at a lower version, and every entry of most clusters needs no higher one."""
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -180,24 +211,51 @@ def encoded_size_hint(command: Command) -> int:
     return _MEMBER_BYTES if isinstance(command, ChangeMembers) else _FRAMING_BYTES
 
 
+def required_version(command: Command) -> ClusterVersion:
+    """Return the lowest cluster version at which a command may be proposed and applied."""
+    if isinstance(command, Guarded):
+        return required_version(command.command)
+    return REQUIRED_VERSIONS.get(type(command), FIRST_VERSION)
+
+
 def encode_commands(commands: Sequence[Command]) -> bytes:
     """Return a group of commands as a Raft entry's payload."""
-    return bytes(_pack((FORMAT_VERSION, [_fields(command) for command in commands])))
+    required = max(map(required_version, commands), default=FIRST_VERSION)
+    return bytes(_pack((FORMAT_VERSION, [_fields(command) for command in commands], (required.major, required.minor))))
 
 
-def decode_commands(payload: bytes) -> list[Command]:
+def decode_commands(payload: bytes, cluster_version: ClusterVersion | None = None) -> list[Command]:
     """Read a group of commands.
 
+    Args:
+        payload: What ``encode_commands`` returned.
+        cluster_version: The cluster's version where the group stands in the log; None to read any.
+
     Raises:
-        MalformedCommand: It is none.
+        MalformedCommand: It is no group of commands that this release knows, or it needs a higher cluster version.
     """
+    return list(iterate_commands(payload, cluster_version))
+
+
+def iterate_commands(payload: bytes, cluster_version: ClusterVersion | None = None) -> Iterator[Command]:
+    """Read a group of commands one after the other, since all of them may take long; see ``decode_commands``."""
     try:
-        version, items = msgpack.unpackb(payload, use_list=False)
+        fields = msgpack.unpackb(payload, use_list=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise MalformedCommand(f"not a group of commands: {error}") from error
-    if version != FORMAT_VERSION or type(items) is not tuple:
-        raise MalformedCommand(f"command format {version!r} is unknown")
-    return [_command(item) for item in items]
+    if type(fields) is not tuple or not fields or fields[0] != FORMAT_VERSION:
+        found = fields[0] if type(fields) is tuple and fields else fields
+        raise MalformedCommand(f"command format {found!r} is unknown, this release reads {FORMAT_VERSION}")
+    if len(fields) != 3 or type(fields[1]) is not tuple or not _has_types(fields[2], (int, int)) or not fields[2]:
+        raise MalformedCommand(f"a group of commands of a wrong shape in format {FORMAT_VERSION}")
+    if fields[2] != _FIRST_VERSION_FIELDS and cluster_version is not None:
+        required = ClusterVersion(*fields[2])
+        if required > cluster_version:
+            raise MalformedCommand(
+                f"it needs cluster version {required}, and the cluster is at version {cluster_version}"
+            )
+    for item in fields[1]:
+        yield _command(item)
 
 
 def _fields(command: Command) -> tuple[Any, ...]:
@@ -211,11 +269,15 @@ def _fields(command: Command) -> tuple[Any, ...]:
         return (_GRANT_LEASE, command.lease_id, command.seconds)
     if isinstance(command, RevokeLease):
         return (_REVOKE_LEASE, command.lease_id)
+    if isinstance(command, ForgetOutcomes):
+        return (_FORGET_OUTCOMES, command.now)
     if isinstance(command, SetAlarm):
         alarm = command.alarm
         return (_SET_ALARM, alarm.kind.value, alarm.member, alarm.is_automatic, command.is_active)
     if isinstance(command, ChangeMembers):
         return (_CHANGE_MEMBERS, change_fields(command.change))
+    if isinstance(command, SetClusterVersion):
+        return (_SET_CLUSTER_VERSION, command.version.major, command.version.minor)
     return _guarded_fields(command)
 
 
@@ -225,7 +287,7 @@ def _guarded_fields(command: Guarded) -> tuple[Any, ...]:
         _GUARDED,
         _fields(command.command),
         None if fence is None else (fence.prefix, fence.token),
-        None if once is None else (once.key, once.fingerprint, once.now, once.keep_seconds),
+        None if once is None else (once.key, once.fingerprint, once.now, once.keep_seconds, once.max_bytes),
     )
 
 
@@ -258,7 +320,12 @@ def _command(item: Any) -> Command:
             return _guarded(*item[1:])
         if item and type(item[0]) is int and all(type(field) is int and field >= 0 for field in item):
             return _numbers_command(item)
-    raise MalformedCommand("an unknown command, or one of a wrong shape")
+    raise _unknown(item)
+
+
+def _unknown(item: Any) -> MalformedCommand:
+    kind = item[0] if type(item) is tuple and item else item
+    return MalformedCommand(f"a command of the unknown kind {kind!r}, or of a wrong shape")
 
 
 def _transaction(fields: Any) -> Transaction:
@@ -283,11 +350,11 @@ def _set_alarm(kind: Any, member: Any, is_automatic: Any, is_active: Any) -> Set
 
 
 def _guarded(inner: Any, fence: Any, once: Any) -> Guarded:
-    if type(inner) is tuple and inner and inner[0] in (_GUARDED, _CHANGE_MEMBERS):
+    if type(inner) is tuple and inner and inner[0] in (_GUARDED, _CHANGE_MEMBERS, _SET_CLUSTER_VERSION):
         raise MalformedCommand("a command that takes no safeguards")
     command = _command(inner)
-    assert not isinstance(command, Guarded | ChangeMembers), "that was refused above"
-    if not _has_types(fence, (bytes, int)) or not _has_types(once, (bytes, bytes, int, int)):
+    assert not isinstance(command, Guarded | ChangeMembers | SetClusterVersion), "that was refused above"
+    if not _has_types(fence, (bytes, int)) or not _has_types(once, (bytes, bytes, int, int, int)):
         raise MalformedCommand("safeguards of a wrong shape")
     if once is not None and (len(once[1]) != FINGERPRINT_BYTES or min(once[2:]) < 0):
         raise MalformedCommand("safeguards out of bounds")
@@ -305,7 +372,11 @@ def _numbers_command(item: tuple[int, ...]) -> Command:
         return GrantLease(item[1], item[2])
     if len(item) == 2 and item[0] == _REVOKE_LEASE:
         return RevokeLease(item[1])
-    raise MalformedCommand("an unknown command, or one of a wrong shape")
+    if len(item) == 2 and item[0] == _FORGET_OUTCOMES:
+        return ForgetOutcomes(item[1])
+    if len(item) == 3 and item[0] == _SET_CLUSTER_VERSION:
+        return SetClusterVersion(ClusterVersion(item[1], item[2]))
+    raise _unknown(item)
 
 
 def _condition(expected: Any) -> Condition | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from raftkv.membership import Membership
 from raftkv.store.backend import Backend, CopyAbandoned
-from raftkv.store.bookkeeping import StoreInfo, read_info
+from raftkv.store.bookkeeping import StoreInfo, format_of, read_info
 from raftkv.store.members import read_membership
 
 logger = logging.getLogger(__name__)
@@ -21,12 +21,14 @@ class StoreCopy:
 
     Attributes:
         info: What the store said of itself.
+        format: Number of its format.
         membership: Who belonged to the cluster.
         size: Bytes.
         sha256: Hexadecimal digest of what was written, taken before it reached a disk that may change it.
     """
 
     info: StoreInfo
+    format: int
     membership: Membership
     size: int
     sha256: str
@@ -67,4 +69,5 @@ def _copy(backend: Backend, path: str, pace: Callable[[int], None], haste: int) 
 
     backend.copy_to(path, note)
     with backend.open_copy(path) as view:
-        return StoreCopy(read_info(view, path), read_membership(view, path), size, digest.hexdigest())
+        info = read_info(view, path)
+        return StoreCopy(info, int(format_of(view)), read_membership(view, path), size, digest.hexdigest())

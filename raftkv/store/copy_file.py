@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from raftkv.ports import private_opener
+
 
 class CopyFile:
     """A new file that is written piece by piece; a context manager.
@@ -25,7 +27,7 @@ class CopyFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("xb", buffering=0)
+        self._file = open(path, "xb", buffering=0, opener=private_opener)  # noqa: SIM115 - closed by __exit__
         self._is_direct = False
         with suppress(OSError):
             self._set_direct(True)

@@ -9,8 +9,10 @@ import struct
 from dataclasses import dataclass
 
 from raftkv.operations import Lease
+from raftkv.store import steps
 from raftkv.store.backend import ReadTransaction, Space, WriteTransaction
 from raftkv.store.mvcc import digest_of
+from raftkv.store.steps import SortedRuns, Steps
 
 _ID = struct.Struct(">Q")
 _SECONDS = struct.Struct(">Q")
@@ -30,17 +32,42 @@ def find_lease(view: ReadTransaction, lease_id: int) -> Lease | None:
     return None if record is None else Lease(lease_id, _SECONDS.unpack(record)[0])
 
 
-def all_leases(view: ReadTransaction) -> list[Lease]:
-    """Return all leases by id."""
-    return [
-        Lease(_ID.unpack(name)[0], _SECONDS.unpack(record)[0]) for name, record in view.view(Space.LEASES).scan(b"")
-    ]
+def lease_page(view: ReadTransaction, start: int, limit: int) -> tuple[list[Lease], int | None]:
+    """Return leases by id.
+
+    Args:
+        view: The store.
+        start: The first id that may be on the page.
+        limit: Leases at most.
+
+    Returns:
+        The leases, and where to go on, None at the end.
+    """
+    leases: list[Lease] = []
+    for name, record in view.view(Space.LEASES).scan(_ID.pack(start)):
+        if len(leases) >= limit:
+            return leases, int(_ID.unpack(name)[0])
+        leases.append(Lease(_ID.unpack(name)[0], _SECONDS.unpack(record)[0]))
+    return leases, None
 
 
-def attached_keys(view: ReadTransaction, lease_id: int) -> list[bytes]:
-    """Return the keys of a lease in byte order."""
-    prefix = _ID.pack(lease_id)
-    return sorted(key for _name, key in view.view(Space.ATTACHED).scan(prefix, _ID.pack(lease_id + 1)))
+def attached_page(view: ReadTransaction, lease_id: int, start: bytes) -> tuple[list[bytes], bytes | None]:
+    """Return some keys of a lease, in no order that means anything.
+
+    Args:
+        view: The store.
+        lease_id: The lease.
+        start: Where the last page says to go on; empty for the first page.
+
+    Returns:
+        The keys, and where to go on, None at the end.
+    """
+    keys: list[bytes] = []
+    for name, key in view.view(Space.ATTACHED).scan(start or _ID.pack(lease_id), _ID.pack(lease_id + 1)):
+        if len(keys) >= steps.OPERATIONS:
+            return keys, name
+        keys.append(key)
+    return keys, None
 
 
 class LeaseWriter:
@@ -51,7 +78,6 @@ class LeaseWriter:
     """
 
     def __init__(self, transaction: WriteTransaction) -> None:
-        self._transaction = transaction
         self._leases = transaction.tree(Space.LEASES)
         self._attached = transaction.tree(Space.ATTACHED)
 
@@ -63,13 +89,19 @@ class LeaseWriter:
         """Make a lease."""
         self._leases.put(_ID.pack(lease.id), _SECONDS.pack(lease.seconds))
 
-    def remove(self, lease_id: int) -> list[bytes]:
-        """Remove a lease; return its keys in byte order, which are to be deleted."""
-        keys = attached_keys(self._transaction, lease_id)
+    def remove_steps(self, lease_id: int) -> Steps[list[bytes]]:
+        """Remove a lease and detach its keys, in steps; return these keys, which are to be deleted, in byte order."""
         self._leases.delete(_ID.pack(lease_id))
-        for key in keys:
-            self._attached.delete(_ID.pack(lease_id) + digest_of(key))
-        return keys
+        start, end = _ID.pack(lease_id), _ID.pack(lease_id + 1)
+        # One record is read and removed for each key.
+        limit = max(1, steps.OPERATIONS // 2)
+        keys = SortedRuns()
+        while page := self._attached.pop_first(start, end, limit):
+            keys.add([key for _name, key in page])
+            if len(page) < limit:
+                break
+            yield
+        return (yield from keys.merge())
 
     def move(self, key: bytes, before: int, after: int) -> None:
         """Attach a key to another lease than before; 0 stands for none."""

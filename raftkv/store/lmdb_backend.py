@@ -1,8 +1,9 @@
 """The store in LMDB: the only module that imports it, and the only one outside ``raftkv.runtime`` with real files.
 
-The environment is never synced while it runs, since the journal is what is durable. After a crash of the process the
-page cache still has everything; after a crash of the machine it has not. A marker beside the data (boot id, clean
-shutdown) tells the two apart, and what cannot be trusted is set aside.
+No transaction is synced, since the journal is what is durable. After a crash of the process the page cache still has
+everything; after a crash of the machine it has not. A marker beside the data (boot id, clean shutdown) tells the two
+apart, and what cannot be trusted is set aside. A page that the disk did not take counts as clean, and the cache may
+drop it: ``sync`` finds that out, on a descriptor of its own, and the data is not trusted after that either.
 
 The map is written through (``writemap``), so a page without a disk block behind it would be a SIGBUS on a full disk.
 Blocks are therefore allocated before the map covers them, and a full disk is an error that can be reported.
@@ -13,8 +14,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -23,16 +24,21 @@ from typing import Any
 import lmdb
 import orjson
 
-from raftkv.errors import StorageFailed
+from raftkv.errors import InvariantViolated, StorageFailed
+from raftkv.ports import PRIVATE_DIRECTORY, PRIVATE_FILE, private_opener
 from raftkv.store import long_keys
 from raftkv.store.backend import LONG_KEYED, CopyAbandoned, Space, StoreIsFull
 from raftkv.store.copy_file import CopyFile, sync_and_forget
 from raftkv.store.copy_thread import CopyThread
+from raftkv.store.held_view import LockedView
 
 logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 1_048_576
 """Of a copy: a sync of so much does not hold up the journal's."""
+
+_HELD_ROOM_BYTES = 268_435_456
+"""What the file may grow by beyond twice the data while a view is held."""
 
 INITIAL_MAP_BYTES = 67_108_864
 LARGEST_GROWTH_BYTES = 1_073_741_824
@@ -40,6 +46,7 @@ LARGEST_GROWTH_BYTES = 1_073_741_824
 DATA_NAME = "data.mdb"
 _LOCK_NAME = "data.mdb-lock"
 _MARKER_NAME = "marker.json"
+_NO_BOOT = ""
 _UNTRUSTED_SUFFIX = ".untrusted"
 _STAGED_SUFFIX = ".partial"
 
@@ -63,7 +70,12 @@ class LmdbBackend:
         self._initial_map_bytes = initial_map_bytes
         self._copying, self._reading = threading.Lock(), threading.Lock()
         self._copy: CopyThread | None = None
+        self._held: LockedView | None = None
+        self._held_limit = 0
         self._growth_failed = False
+        self._is_writing = False
+        self._descriptor: int | None = None
+        self._descriptor_in_use = threading.Lock()
         self._open()
 
     def _open(self) -> None:
@@ -82,10 +94,13 @@ class LmdbBackend:
             # Pages that come with a large folio are written back with it: megabytes for each page that a write changes.
             readahead=False,
             max_dbs=_NAMED_DATABASES,
-            mode=0o600,
+            mode=PRIVATE_FILE,
         )
         # A killed process leaves its readers behind, and pages that they saw could never be used again.
         self._environment.reader_check()
+        with self._descriptor_in_use:
+            # Open for as long as the data is in use: it gets every error of write-back since.
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._allocate(self._map_bytes)
         self._databases = {space: self._environment.open_db(space.value.encode()) for space in Space}
         self._long = self._environment.open_db(_LONG_RECORDS)
@@ -96,9 +111,27 @@ class LmdbBackend:
         with self._environment.begin() as transaction:
             yield _Transaction(transaction, self._databases, self._long)
 
+    def hold(self) -> LockedView:
+        """Open a view that stays open."""
+        self._release_held()
+        # Pages that the view sees are not used again, so the file grows with each write meanwhile.
+        self._held_limit = max(self.file_bytes(), 2 * self.used_bytes() + _HELD_ROOM_BYTES)
+        transaction = self._environment.begin()
+        self._held = LockedView(_Transaction(transaction, self._databases, self._long), transaction.abort)
+        return self._held
+
+    def _release_held(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
     @contextmanager
     def write(self) -> Iterator[_Transaction]:
         """Open a transaction."""
+        if self._is_writing:
+            # LMDB would wait for the end of the first one, in the thread that holds it.
+            raise InvariantViolated("a transaction is open already")
+        self._is_writing = True
         try:
             with self._environment.begin(write=True) as transaction:
                 try:
@@ -110,6 +143,8 @@ class LmdbBackend:
                     raise
         except lmdb.MapFullError as error:
             raise StoreIsFull from error
+        finally:
+            self._is_writing = False
 
     def grow(self) -> None:
         """Make room; a copy under way, whose view keeps pages from being used again, is given up."""
@@ -132,14 +167,19 @@ class LmdbBackend:
 
     @contextmanager
     def _without_copy(self) -> Iterator[CopyThread | None]:
-        """Keep copies away; yields the one that was under way, and that has ended where it was."""
+        """Keep copies and held views away; yields the copy that was under way, and that has ended where it was."""
+        self._release_held()
         copy, self._copy = self._copy, None
         abandoned = copy if copy is not None and copy.abandon() else None
         with self._reading:
             yield abandoned
 
     def grow_early(self) -> None:
-        """Grow when more than half of the map is used, unless a copy or a full disk is in the way."""
+        """Grow when more than half of the map is used, unless a copy, a held view or a full disk is in the way."""
+        if self._held is not None and not self._held.is_closed:
+            if self.file_bytes() <= self._held_limit:
+                return
+            self._release_held()
         if 2 * self.file_bytes() <= self._map_bytes or self._copying.locked():
             return
         try:
@@ -156,6 +196,10 @@ class LmdbBackend:
         if not self._growth_failed:
             return None
         return max(0, self._map_bytes - self._map_bytes // 8 - self.file_bytes())
+
+    def allocated_bytes(self) -> int:
+        """Return the size of the map, all of which has disk blocks behind it."""
+        return self._map_bytes
 
     def file_bytes(self) -> int:
         """Return the size of the pages that were ever used; those that are free again are among them."""
@@ -198,6 +242,11 @@ class LmdbBackend:
     def _copy_view(self, descriptor: int) -> None:
         self._environment.copyfd(descriptor, compact=True)
 
+    @property
+    def is_being_copied(self) -> bool:
+        """Whether a copy is under way."""
+        return self._copying.locked()
+
     def open_copy(self, path: str) -> AbstractContextManager[_Transaction]:
         """Open a copy for reading."""
         return open_copy(Path(path))
@@ -205,6 +254,8 @@ class LmdbBackend:
     def stage(self, path: str) -> str:
         """Make a copy of a copy."""
         staged = path + _STAGED_SUFFIX
+        # It becomes the store: for its owner alone, as LMDB makes it.
+        os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
         copyfile(path, staged)
         descriptor = os.open(staged, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -218,6 +269,7 @@ class LmdbBackend:
         """Become the copy at ``staged``."""
         with self._without_copy():
             self._environment.close()
+            self._close_descriptor()
             (self._directory / _LOCK_NAME).unlink(missing_ok=True)
             Path(staged).replace(self._directory / DATA_NAME)
             self._open()
@@ -226,14 +278,50 @@ class LmdbBackend:
         """Remove a staged copy."""
         Path(staged).unlink()
 
+    def sync(self) -> None:
+        """Bring all pages to the disk, without LMDB: its map may grow or be replaced meanwhile.
+
+        On Linux, fsync writes the pages that were changed through a map too, and reports what failed since the
+        descriptor was opened, once.
+        """
+        with self._descriptor_in_use:
+            if self._descriptor is None:
+                return
+            descriptor = os.dup(self._descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            distrust(self._directory)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _close_descriptor(self) -> None:
+        with self._descriptor_in_use:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = None
+
     def close(self) -> None:
         """Sync, mark the shutdown as clean, and release the environment."""
-        with self._without_copy():
-            self._environment.sync(True)
-            self._environment.close()
+        try:
+            with self._without_copy():
+                try:
+                    self.sync()
+                    self._environment.sync(True)
+                finally:
+                    self._close_descriptor()
+                    self._environment.close()
+        except (lmdb.Error, OSError) as error:
+            distrust(self._directory)
+            raise StorageFailed(f"writing the store in {self._directory} failed: {error}") from error
         marker = read_marker(self._directory)
-        if marker is not None:
-            write_marker(self._directory, Marker(marker.boot_id, clean=True))
+        if marker is not None and marker.boot_id != _NO_BOOT:
+            try:
+                write_marker(self._directory, Marker(marker.boot_id, clean=True))
+            except OSError as error:
+                # The data is safe without it: the next start recovers as after a crash of the process.
+                logger.warning("the store in %s is not marked as closed: %s", self._directory, error)
 
     def _check_free(self, needed: int) -> None:
         stat = os.statvfs(self._directory)
@@ -302,8 +390,27 @@ class _ShortTree:
     def put(self, key: bytes, record: bytes) -> None:
         self._transaction.put(key, record, db=self._database)
 
+    def put_all(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._transaction.cursor(db=self._database) as cursor:
+            cursor.putmulti(records)
+
     def delete(self, key: bytes) -> bool:
         return bool(self._transaction.delete(key, db=self._database))
+
+    def pop(self, key: bytes) -> bytes | None:
+        record: bytes | None = self._transaction.pop(key, db=self._database)
+        return record
+
+    def pop_first(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        with self._transaction.cursor(db=self._database) as cursor:
+            is_there = cursor.set_range(start or b"\0")
+            while is_there and len(found) < limit and (key := cursor.key()) < end:
+                found.append((key, cursor.value()))
+                # The cursor goes on to the next key, and has an empty one behind the last.
+                cursor.delete()
+                is_there = bool(cursor.key())
+        return found
 
 
 class _LongTree:
@@ -362,6 +469,26 @@ class _LongTree:
             self._transaction.put(long_keys.bucket_key(key), long_keys.encode_bucket(bucket), db=self._database)
         self._transaction.put(number.to_bytes(8, "big"), record, db=self._long)
 
+    def put_all(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        if all(long_keys.is_direct(key) for key, _record in records):
+            with self._transaction.cursor(db=self._database) as cursor:
+                cursor.putmulti(records)
+            return
+        for key, record in records:
+            self.put(key, record)
+
+    def pop(self, key: bytes) -> bytes | None:
+        record: bytes | None
+        if long_keys.is_direct(key):
+            record = self._transaction.pop(key, db=self._database)
+            return record
+        record = self.get(key)
+        self.delete(key)
+        return record
+
+    def pop_first(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        raise NotImplementedError("only trees with short keys are asked for this")
+
     def delete(self, key: bytes) -> bool:
         if long_keys.is_direct(key):
             return bool(self._transaction.delete(key, db=self._database))
@@ -397,7 +524,7 @@ class Marker:
     """What a store directory says of its last user.
 
     Attributes:
-        boot_id: The machine's boot at that time.
+        boot_id: The machine's boot at that time; empty when the disk did not take some page.
         clean: Whether everything was synced at the end.
     """
 
@@ -417,7 +544,7 @@ def read_marker(directory: Path) -> Marker | None:
 def write_marker(directory: Path, marker: Marker) -> None:
     """Put a marker durably into a directory."""
     aside = directory / f"{_MARKER_NAME}.tmp"
-    with aside.open("wb") as file:
+    with open(aside, "wb", opener=private_opener) as file:
         file.write(orjson.dumps({"boot_id": marker.boot_id, "clean": marker.clean}))
         file.flush()
         os.fsync(file.fileno())
@@ -429,6 +556,39 @@ def write_marker(directory: Path, marker: Marker) -> None:
         os.close(descriptor)
 
 
+def distrust(directory: Path) -> None:
+    """Let the next start set the data aside.
+
+    That start may come on a disk that fails still, so the marker need only reach the page cache: after a crash of the
+    machine the data is not trusted anyway.
+    """
+    marker = directory / _MARKER_NAME
+    aside = directory / f"{_MARKER_NAME}.tmp"
+    try:
+        with open(aside, "wb", opener=private_opener) as file:
+            file.write(orjson.dumps({"boot_id": _NO_BOOT, "clean": False}))
+        aside.replace(marker)
+    except OSError as error:
+        logger.error("the store in %s could not be marked as damaged: %s", directory, error)  # noqa: TRY400
+        # Without a marker the data is not trusted either.
+        with suppress(OSError):
+            marker.unlink()
+
+
+def _is_written(data: Path) -> bool:
+    """Whether the disk takes what an earlier life left in the page cache, and took what was written back since."""
+    try:
+        descriptor = os.open(data, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        logger.warning("%s could not be written: %s", data, error)
+        return False
+    return True
+
+
 def open_trusted(directory: Path, boot_id: str, initial_map_bytes: int = INITIAL_MAP_BYTES) -> LmdbBackend:
     """Open a store directory, setting data aside that a crash of the machine may have damaged.
 
@@ -437,12 +597,18 @@ def open_trusted(directory: Path, boot_id: str, initial_map_bytes: int = INITIAL
         boot_id: The machine's present boot.
         initial_map_bytes: Size of the map at the start.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
     data = directory / DATA_NAME
     if data.exists():
         marker = read_marker(directory)
-        if marker is None or not (marker.clean or marker.boot_id == boot_id):
-            logger.warning("the machine was restarted without a clean shutdown: %s is set aside", data)
+        if marker is None or not (marker.clean or marker.boot_id in (boot_id, _NO_BOOT)):
+            reason = "the machine was restarted without a clean shutdown"
+        elif marker.boot_id == _NO_BOOT or not (marker.clean or _is_written(data)):
+            reason = "the disk did not take all of its pages"
+        else:
+            reason = None
+        if reason is not None:
+            logger.warning("%s: %s is set aside", reason, data)
             data.replace(directory / (DATA_NAME + _UNTRUSTED_SUFFIX))
     (directory / _LOCK_NAME).unlink(missing_ok=True)
     write_marker(directory, Marker(boot_id, clean=False))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import msgpack
 
+from raftkv.errors import InvariantViolated
 from raftkv.ports import Directory
 from raftkv.store.backend import Space
+from raftkv.store.held_view import LockedView
 
 
 class MemoryBackend:
@@ -21,22 +24,30 @@ class MemoryBackend:
 
     def __init__(self, files: Directory) -> None:
         self._files = files
-        self._content = _Content({})
+        self._content = _Content({space: _SortedTree({}) for space in Space})
+        self._is_writing = False
 
     @contextmanager
     def read(self) -> Iterator[_Content]:
         """Open a view."""
         yield self._content
 
+    def hold(self) -> LockedView:
+        """Open a view that stays open: what it sees is never changed in place."""
+        return LockedView(self._content)
+
     @contextmanager
     def write(self) -> Iterator[_Draft]:
-        """Open a transaction; an exception that leaves the context undoes it."""
-        draft = _Draft(self._content)
+        """Open a transaction, which views do not see before its end; an exception that leaves the context undoes it."""
+        if self._is_writing:
+            raise InvariantViolated("a transaction is open already")
+        self._is_writing = True
         try:
+            draft = _Draft(self._content)
             yield draft
-        except BaseException:
-            draft.undo()
-            raise
+            self._content = draft.content
+        finally:
+            self._is_writing = False
 
     def grow(self) -> None:
         """Memory needs no room made."""
@@ -46,6 +57,10 @@ class MemoryBackend:
 
     def room_bytes(self) -> None:
         """Memory is taken for endless."""
+
+    def allocated_bytes(self) -> int:
+        """Return the size of all keys and records: nothing is allocated ahead."""
+        return self.used_bytes()
 
     def file_bytes(self) -> int:
         """Return the size of all keys and records: nothing becomes free and stays."""
@@ -67,6 +82,11 @@ class MemoryBackend:
         finally:
             file.close()
 
+    @property
+    def is_being_copied(self) -> bool:
+        """A copy is written at once."""
+        return False
+
     @contextmanager
     def open_copy(self, path: str) -> Iterator[_Content]:
         """Open a copy for reading."""
@@ -86,11 +106,15 @@ class MemoryBackend:
 
     def _read_copy(self, path: str) -> _Content:
         directory, name = self._place(path)
-        return _Content(msgpack.unpackb(directory.read(name)))
+        records = msgpack.unpackb(directory.read(name))
+        return _Content({space: _SortedTree(records.get(space.value, {})) for space in Space})
 
     def _place(self, path: str) -> tuple[Directory, str]:
         below, _, name = path.removeprefix(f"{self._files.path}/").rpartition("/")
         return (self._files.child(below) if below else self._files), name
+
+    def sync(self) -> None:
+        """Nothing is at rest."""
 
     def close(self) -> None:
         """Nothing is held."""
@@ -99,8 +123,8 @@ class MemoryBackend:
 class _Content:
     """What one transaction sees."""
 
-    def __init__(self, records: dict[str, dict[bytes, bytes]]) -> None:
-        self.trees = {space: _SortedTree(records.get(space.value, {})) for space in Space}
+    def __init__(self, trees: dict[Space, _SortedTree]) -> None:
+        self.trees = trees
 
     def view(self, space: Space) -> _SortedTree:
         return self.trees[space]
@@ -113,6 +137,13 @@ class _SortedTree:
         self.records = records
         self.keys = sorted(records)
         self.get = records.get
+
+    def copy(self) -> _SortedTree:
+        """Return a copy that can be changed by itself."""
+        copied = _SortedTree({})
+        copied.records, copied.keys = dict(self.records), list(self.keys)
+        copied.get = copied.records.get
+        return copied
 
     def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         position = bisect_left(self.keys, start)
@@ -136,41 +167,66 @@ class _SortedTree:
 
 
 class _Draft:
-    """A transaction that writes through and remembers how to undo it."""
+    """A transaction: each tree is copied before its first change, so that views keep what they see."""
 
     def __init__(self, content: _Content) -> None:
-        self._content = content
-        self._undo: list[Callable[[], None]] = []
-        self.view = content.view
+        self.content = _Content(dict(content.trees))
+        self._own: set[Space] = set()
+
+    def view(self, space: Space) -> _DraftTree:
+        return _DraftTree(self, space)
 
     def tree(self, space: Space) -> _DraftTree:
-        return _DraftTree(self._content.trees[space], self._undo)
+        return _DraftTree(self, space)
 
-    def undo(self) -> None:
-        """Take everything back, the last change first."""
-        while self._undo:
-            self._undo.pop()()
+    def present(self, space: Space) -> _SortedTree:
+        """Return a tree to read."""
+        return self.content.trees[space]
+
+    def own(self, space: Space) -> _SortedTree:
+        """Return a tree to change."""
+        if space not in self._own:
+            self._own.add(space)
+            self.content.trees[space] = self.content.trees[space].copy()
+        return self.content.trees[space]
 
 
 class _DraftTree:
     """One tree of a draft."""
 
-    def __init__(self, tree: _SortedTree, undo: list[Callable[[], None]]) -> None:
-        self._tree = tree
-        self._undo = undo
-        self.get = tree.get
-        self.scan = tree.scan
-        self.floor = tree.floor
+    def __init__(self, draft: _Draft, space: Space) -> None:
+        self._draft = draft
+        self._space = space
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._draft.present(self._space).get(key)
+
+    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        return self._draft.present(self._space).scan(start, end)
+
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        return self._draft.present(self._space).floor(key)
 
     def put(self, key: bytes, record: bytes) -> None:
-        before = self._tree.get(key)
-        self._undo.append(lambda: self._tree.set(key, before))
-        self._tree.set(key, record)
+        self._draft.own(self._space).set(key, record)
+
+    def put_all(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, record in records:
+            self.put(key, record)
+
+    def pop(self, key: bytes) -> bytes | None:
+        record = self.get(key)
+        self.delete(key)
+        return record
+
+    def pop_first(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        found = list(islice(self.scan(start, end), limit))
+        for key, _record in found:
+            self.delete(key)
+        return found
 
     def delete(self, key: bytes) -> bool:
-        before = self._tree.get(key)
-        if before is None:
+        if self.get(key) is None:
             return False
-        self._undo.append(lambda: self._tree.set(key, before))
-        self._tree.set(key, None)
+        self._draft.own(self._space).set(key, None)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -30,6 +31,30 @@ def encode_result(result: Result) -> bytes:
         TypeError: It is of a kind that is never kept.
     """
     return bytes(msgpack.packb(_fields(result)))
+
+
+def is_longer(result: Result, limit: int) -> bool:
+    """Whether a result surely takes more than some bytes; looks at no more of it than it takes to know."""
+    return isinstance(result, TransactionResult) and _remaining(result, limit) < 0
+
+
+def _remaining(part: OperationResult, limit: int) -> int:
+    """Return what is left of a limit behind the keys and values of a result; it stops when that is negative."""
+    items: Iterable[KeyValue] = ()
+    if isinstance(part, TransactionResult):
+        for inner in part.results:
+            limit = _remaining(inner, limit)
+            if limit < 0:
+                break
+    elif isinstance(part, PutResult):
+        items = () if part.previous is None else (part.previous,)
+    else:
+        items = part.items if isinstance(part, RangeResult) else part.previous
+    for item in items:
+        limit -= len(item.key) + len(item.value)
+        if limit < 0:
+            break
+    return limit
 
 
 def decode_result(data: bytes) -> Result:

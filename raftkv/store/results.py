@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from raftkv.membership import Membership
 from raftkv.operations import Lease, Refused, TransactionResult
 from raftkv.types import ConditionFailed, Revision, Written
+from raftkv.versions import ClusterVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,19 @@ class AlarmSet:
     """An alarm that was raised or cleared, or was so before; with the store's revision."""
 
     revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomesForgotten:
+    """Results of idempotent writes were forgotten; with the store's revision, which stays as it is.
+
+    Attributes:
+        revision: The store's revision.
+        count: How many were forgotten.
+    """
+
+    revision: Revision
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,5 +69,22 @@ class MembersChanged:
     membership: Membership
 
 
-Applied = Written | TransactionResult | Compacted | Granted | AlarmSet | MembersChanged
+@dataclass(frozen=True, slots=True)
+class ClusterVersionSet:
+    """The cluster's version after a command that was to raise it, with the store's revision, which stays as it is."""
+
+    revision: Revision
+    version: ClusterVersion
+
+
+Applied = (
+    Written
+    | TransactionResult
+    | Compacted
+    | Granted
+    | AlarmSet
+    | OutcomesForgotten
+    | MembersChanged
+    | ClusterVersionSet
+)
 Result = Applied | ConditionFailed | AppliedBefore | Refused

@@ -1,4 +1,9 @@
-"""Changes of a store at rest: of which cluster it is, and back to what its keys were at an earlier revision."""
+"""Changes of a store at rest: of which cluster it is, and back to what its keys were at an earlier revision.
+
+Clients remember revisions of the cluster that a store comes from, also such that the store has not reached, or gives to
+other writes after it went back. So the new cluster begins at a much higher revision, and everything below counts as
+compacted: a watch that goes on from a remembered revision ends with an error, and misses nothing in silence.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from pathlib import Path
 
 from raftkv.errors import ConfigurationError
 from raftkv.membership import Membership
+from raftkv.ports import PRIVATE_DIRECTORY
 from raftkv.store.backend import Backend, StoreIsFull, WriteTransaction
 from raftkv.store.bookkeeping import StoreInfo, read_info, write_info
 from raftkv.store.copies import StoreCopy, copy_store
@@ -14,7 +20,11 @@ from raftkv.store.lease import LeaseWriter
 from raftkv.store.lmdb_backend import DATA_NAME, open_plain
 from raftkv.store.members import write_membership
 from raftkv.store.mvcc import undo_after
+from raftkv.store.outcomes import forget_after
 from raftkv.types import ClusterId, Revision
+
+DEFAULT_REVISION_BUMP = 1_000_000_000
+"""What the revision is raised by: more writes than a cluster makes between a backup and its loss, as etcd advises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,14 @@ class NewOwner:
     membership: Membership
 
 
-def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, revision: int | None) -> StoreCopy:
+def rewrite_copy(
+    source: Path,
+    target: str,
+    workplace: Path,
+    owner: NewOwner,
+    revision: int | None,
+    bump: int = DEFAULT_REVISION_BUMP,
+) -> StoreCopy:
     """Make of a copy of a store one of another cluster, perhaps as it was earlier.
 
     Args:
@@ -39,16 +56,17 @@ def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, re
         workplace: A directory that is made and removed.
         owner: The other cluster.
         revision: The revision to go back to, None for the last.
+        bump: What to raise the revision by after that; 0 leaves it, and the history.
 
     Raises:
         ConfigurationError: The store does not know what was at that revision.
         OSError: The disk refused.
     """
-    workplace.mkdir()
+    workplace.mkdir(mode=PRIVATE_DIRECTORY)
     source.replace(workplace / DATA_NAME)
     backend = open_plain(workplace)
     try:
-        rewrite(backend, owner, revision)
+        rewrite(backend, owner, revision, bump)
         return copy_store(backend, target)
     finally:
         backend.close()
@@ -57,17 +75,17 @@ def rewrite_copy(source: Path, target: str, workplace: Path, owner: NewOwner, re
         workplace.rmdir()
 
 
-def rewrite(backend: Backend, owner: NewOwner, revision: int | None) -> StoreInfo:
+def rewrite(backend: Backend, owner: NewOwner, revision: int | None, bump: int = DEFAULT_REVISION_BUMP) -> StoreInfo:
     """Do the same with an open store, in one transaction."""
     while True:
         try:
             with backend.write() as transaction:
-                return _rewrite(transaction, owner, revision)
+                return _rewrite(transaction, owner, revision, bump)
         except StoreIsFull:
             backend.grow()
 
 
-def _rewrite(transaction: WriteTransaction, owner: NewOwner, revision: int | None) -> StoreInfo:
+def _rewrite(transaction: WriteTransaction, owner: NewOwner, revision: int | None, bump: int) -> StoreInfo:
     info = replace(read_info(transaction, "the backup"), cluster_id=owner.cluster_id)
     if revision is not None:
         first = max(1, info.compacted_revision)
@@ -76,7 +94,11 @@ def _rewrite(transaction: WriteTransaction, owner: NewOwner, revision: int | Non
                 f"the backup has the history from revision {first} to {info.revision}, and not of {revision}"
             )
         _go_back(transaction, Revision(revision), info.revision)
+        forget_after(transaction, Revision(revision))
         info = replace(info, revision=Revision(revision))
+    if bump:
+        bumped = Revision(info.revision + bump)
+        info = replace(info, revision=bumped, compacted_revision=bumped)
     write_info(transaction, info)
     write_membership(transaction, owner.membership)
     return info

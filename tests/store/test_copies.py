@@ -17,11 +17,12 @@ import pytest
 from raftkv.errors import StorageFailed
 from raftkv.store.backend import StoreIsFull
 from raftkv.store.bookkeeping import read_info
-from raftkv.store.commands import Command, Compact, Put, encode_commands
+from raftkv.store.commands import Compact, Put, encode_commands
 from raftkv.store.copies import StoreCopy
 from raftkv.store.lmdb_backend import LmdbBackend, open_copy
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.types import ClusterId, Index, Term
+from tests.store.entries import apply_to
 
 CLUSTER = ClusterId("0123456789abcdef")
 
@@ -100,7 +101,7 @@ def test_a_store_that_cannot_grow_gives_up_a_copy_and_goes_on_with_the_room_it_m
     copy = large._backend._copy
     while copy.refusal is None:
         # Nothing stays but the newest value of one key, so that there is room once nobody sees the others.
-        apply(large, Put(b"k1", b"x" * 100_000), Compact(large.revision))
+        apply_to(large, Put(b"k1", b"x" * 100_000), Compact(large.revision))
         while large.purge():
             pass
         assert large.applied_index < 2000
@@ -117,8 +118,8 @@ def purgeable(tmp_path, monkeypatch) -> Machine:
     machine = Machine(backend, CLUSTER)
     puts = [Put(b"k%d" % (number % 2000), b"%d" % number * 60) for number in range(6000)]
     for first in range(0, len(puts), 500):
-        apply(machine, *puts[first : first + 500])
-    apply(machine, Compact(machine.revision))
+        apply_to(machine, *puts[first : first + 500])
+    apply_to(machine, Compact(machine.revision))
     yield machine
     machine.close()
 
@@ -234,10 +235,6 @@ def refuse(_needed: int) -> None:
 def full() -> Iterator[None]:
     raise StoreIsFull
     yield
-
-
-def apply(machine: Machine, *commands: Command) -> None:
-    machine.apply([CommittedEntry(Index(machine.applied_index + 1), Term(1), encode_commands(commands))])
 
 
 def test_a_store_that_is_replaced_waits_for_no_copy(large, tmp_path):

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftkv.errors import CorruptData, ForeignData, InvariantViolated
-from raftkv.operations import Refused
+from raftkv.errors import CorruptData, ForeignData, InvariantViolated, UnsupportedVersion
 from raftkv.store.backend import Space
 from raftkv.store.commands import Delete, MalformedCommand, Put, decode_commands, encode_commands, encoded_size_hint
 from raftkv.store.lmdb_backend import LmdbBackend
@@ -135,15 +134,6 @@ def test_a_gap_or_a_repetition_of_entries_is_refused(store):
     assert store.machine.revision == 2
 
 
-def test_a_payload_of_another_kind_is_a_refused_result_and_the_index_moves_on(store):
-    for payload in (b"", b"\xc1", b"\x93\x01\x02\x03", b"\x92", b"\x92\x09\x90", b"\x92\x01\x91\x93\x07aa"):
-        index = Index(store.machine.applied_index + 1)
-        (results,) = store.machine.apply([CommittedEntry(index, Term(1), payload)])
-        assert [type(result) for result in results] == [Refused]
-    assert store.machine.revision == 1
-    assert store.machine.applied_index == 6
-
-
 def test_the_state_hash_is_of_the_state_alone(store, tmp_path):
     other = Store(Machine(MemoryBackend(VirtualDisk().root), CLUSTER))
     for each in (store, other):
@@ -209,11 +199,11 @@ def test_a_store_of_another_cluster_or_format_is_refused(tmp_path):
     machine.close()
     with pytest.raises(ForeignData, match=f"belongs to cluster {CLUSTER}"):
         Machine(LmdbBackend(tmp_path), ClusterId("f" * 16))
-    for name, value in ((b"format", b"9"), (b"state", None)):
+    for name, value, error in ((b"format", b"9", UnsupportedVersion), (b"state", None, CorruptData)):
         backend = MemoryBackend(VirtualDisk().root)
         Machine(backend, CLUSTER)
         backend._content.trees[Space.META].set(name, value)
-        with pytest.raises(CorruptData):
+        with pytest.raises(error):
             Machine(backend, CLUSTER)
 
 

@@ -19,30 +19,19 @@ from raftkv.membership import (
 )
 from raftkv.operations import RefusalKind, Refused
 from raftkv.store.backend import Space
-from raftkv.store.commands import ChangeMembers, MalformedCommand, Put, decode_commands, encode_commands
+from raftkv.store.commands import FORMAT_VERSION, ChangeMembers, MalformedCommand, Put, decode_commands, encode_commands
 from raftkv.store.lmdb_backend import LmdbBackend
-from raftkv.store.machine import CommittedEntry, Machine
+from raftkv.store.machine import Machine
 from raftkv.store.members import NO_MEMBERS, change_of
 from raftkv.store.memory_backend import MemoryBackend
 from raftkv.store.results import MembersChanged
-from raftkv.types import ClusterId, Index, Member, NodeId, Term
+from raftkv.types import ClusterId, Member, NodeId
 from tests.simulation.disk import VirtualDisk
+from tests.store.entries import apply_to
 
 CLUSTER = ClusterId("0123456789abcdef")
 FIRST = initial_membership(CLUSTER, [Member(NodeId("n1"), "n1:1"), Member(NodeId("n2"), "n2:1")])
 ADD = AddMember(MemberId(2**64 - 1), NodeId("n3"), "n3:1")
-
-
-@pytest.fixture(params=["memory", "lmdb"])
-def backend(request, tmp_path):
-    made = MemoryBackend(VirtualDisk().root) if request.param == "memory" else LmdbBackend(tmp_path, 1_048_576)
-    yield made
-    made.close()
-
-
-def apply(machine: Machine, *commands):
-    entry = CommittedEntry(Index(machine.applied_index + 1), Term(1), encode_commands(commands))
-    return machine.apply([entry])[0]
 
 
 def test_a_change_is_applied_and_survives_a_restart(backend):
@@ -51,7 +40,7 @@ def test_a_change_is_applied_and_survives_a_restart(backend):
     machine.bootstrap(FIRST)
     assert (machine.applied_index, machine.membership) == (1, FIRST)
     before, revision = machine.state_hash(), machine.revision
-    (result,) = apply(machine, ChangeMembers(ADD))
+    (result,) = apply_to(machine, ChangeMembers(ADD))
     assert isinstance(result, MembersChanged)
     assert result.membership == machine.membership
     assert machine.membership.learners == {"n3"}
@@ -69,7 +58,7 @@ def test_removals_and_what_confirms_them_survive_a_restart(backend):
     gone = FIRST.members[0].id
     for change, unconfirmed in ((RemoveMember(gone), {gone}), (ConfirmRemovals(), set())):
         before = machine.state_hash()
-        apply(machine, ChangeMembers(change))
+        apply_to(machine, ChangeMembers(change))
         assert machine.state_hash() != before
         kept = Machine(backend, CLUSTER).membership
         assert (kept.removed, kept.unconfirmed) == ({gone}, unconfirmed)
@@ -83,7 +72,7 @@ def test_what_cannot_be_applied_is_refused_and_changes_nothing(backend):
         (AddMember(MemberId(5), NodeId("n1"), "x:1"), RefusalKind.MEMBER_TAKEN),
         (PromoteMember(FIRST.members[0].id), RefusalKind.CHANGE_REFUSED),
     ):
-        (result,) = apply(machine, ChangeMembers(change))
+        (result,) = apply_to(machine, ChangeMembers(change))
         assert isinstance(result, Refused)
         assert result.kind is kind
     assert machine.membership == FIRST
@@ -93,8 +82,8 @@ def test_a_copy_has_the_membership():
     disk = VirtualDisk().root
     machine = Machine(MemoryBackend(disk), CLUSTER)
     machine.bootstrap(FIRST)
-    apply(machine, Put(b"k", b"v"))
-    apply(machine, ChangeMembers(ADD))
+    apply_to(machine, Put(b"k", b"v"))
+    apply_to(machine, ChangeMembers(ADD))
     machine.copy_to(f"{disk.path}/copy")
     other = Machine(MemoryBackend(disk), CLUSTER)
     other.install_staged(other.stage(f"{disk.path}/copy"))
@@ -137,7 +126,9 @@ def test_a_change_takes_no_safeguards():
     import msgpack  # noqa: PLC0415 - the wire format itself
 
     change = (9, (2, 1))
-    assert decode_commands(msgpack.packb((1, [change]))) == [ChangeMembers(PromoteMember(MemberId(1)))]
+    assert decode_commands(msgpack.packb((FORMAT_VERSION, [change], (0, 1)))) == [
+        ChangeMembers(PromoteMember(MemberId(1)))
+    ]
     for bad in ((7, change, None, None), (9, (2,)), (9, (2, 1), 3)):
         with pytest.raises(MalformedCommand):
-            decode_commands(msgpack.packb((1, [bad])))
+            decode_commands(msgpack.packb((FORMAT_VERSION, [bad], (0, 1))))
