@@ -116,6 +116,16 @@ class ReadBarrier:
         resolved, self._resolved = self._resolved, []
         return resolved
 
+    @property
+    def number_waiting(self) -> int:
+        """Number of reads without an answer, of this node and of followers."""
+        return sum(map(len, self._all_reads()))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no read waits, so that ``poll`` has nothing to do."""
+        return not self._waiting and self._round is None and self._request is None
+
     def poll(self, view: LeadershipView) -> list[_Addressed]:
         """Ask whatever has to be asked now; call after every change."""
         outgoing = self._abandon_outdated(view)
@@ -142,6 +152,8 @@ class ReadBarrier:
         """Queue a follower's read at the leader, or refuse it elsewhere."""
         if not view.is_leader:
             return [(peer, ReadIndexResult(request.request_id, None))]
+        # A follower has one request open, and repeats it while it waits: only the last one can still be answered.
+        self._waiting = [read for read in self._waiting if not (isinstance(read, _RemoteRead) and read.peer == peer)]
         self._waiting.append(_RemoteRead(peer, request.request_id))
         return []
 

@@ -33,6 +33,7 @@ class Configuration:
     ) -> None:
         self.voters = frozenset(voters)
         self.learners = frozenset(learners)
+        self._sorted = sorted(self.voters | self.learners)
         self._applied_index = applied_index
         self._guards = guards
         self._guests: set[NodeId] = set()
@@ -42,11 +43,12 @@ class Configuration:
         self._applied_index = max(self._applied_index, applied_index)
         before = self.voters, self.learners
         self.voters, self.learners = frozenset(voters), frozenset(learners)
+        self._sorted = sorted(self.voters | self.learners)
         return (self.voters, self.learners) != before
 
     def others(self, name: NodeId) -> list[NodeId]:
         """Return all members but one, sorted: those without a vote may know what is committed, too."""
-        return sorted((self.voters | self.learners) - {name})
+        return [member for member in self._sorted if member != name]
 
     def admit(self, peer: NodeId) -> None:
         """Listen to a peer that is no member as far as this node knows, which may be behind.
@@ -90,7 +92,7 @@ class Configuration:
         """
         if self._guards.voters_only and name not in self.voters:
             return False
-        is_behind = any(self._applied_index < index <= commit_index for index in changes)
+        is_behind = bool(changes) and any(self._applied_index < index <= commit_index for index in changes)
         return not is_behind or not self._guards.campaign_when_applied
 
 

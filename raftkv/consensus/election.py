@@ -84,6 +84,11 @@ class Candidacy:
         self._leader_contact = self._clock.now()
         self.round.cancel()
 
+    @property
+    def hears_leader(self) -> bool:
+        """Whether a leader of the current term spoke within the last election timeout."""
+        return self._clock.now() - self._leader_contact < self._timeout
+
     def lost_leader(self, engine: Engine) -> None:
         """The connection to the leader is gone: ask for votes soon."""
         self._leader_contact = float("-inf")
@@ -95,6 +100,7 @@ class Candidacy:
 
     def forbid(self, engine: Engine) -> None:
         """Do not campaign now, whoever asks."""
+        self.round.cancel()
         engine.election_deadline = self._clock.now() + self._timeout
 
     def hold_back(self, engine: Engine, log: LogView) -> PreVote | None:
@@ -111,12 +117,19 @@ class Candidacy:
         engine.election_deadline = now + self._jitter(0.25, 0.75)
         return self.round.start(engine.term, log, engine.commit_index)
 
-    def answer(self, engine: Engine, message: PreVote, log: LogView) -> PreVoteResult:
-        """Say whether this node would vote for the sender, who asks for a later term than this node's."""
+    def answer(self, engine: Engine, message: PreVote, log: LogView, *, may_vote: bool) -> PreVoteResult:
+        """Say whether this node would vote for the sender, who asks for a later term than this node's.
+
+        Args:
+            engine: The engine.
+            message: The question.
+            log: This node's log.
+            may_vote: Whether a vote of this node could leave it soon.
+        """
         self._learn_commit(engine, message, log)
         now = self._clock.now()
-        leader_is_alive = now - self._leader_contact < self._timeout
-        granted = engine.role is not Role.LEADER and not leader_is_alive and pre_vote_is_grantable(message, log)
+        is_free = may_vote and engine.role is not Role.LEADER and not self.hears_leader
+        granted = is_free and pre_vote_is_grantable(message, log)
         if granted and engine.election_deadline != FORCED:
             # Let the other go first, so that two candidates do not split the votes.
             engine.election_deadline = max(engine.election_deadline, now + self._jitter(0.1, 0.3))

@@ -42,12 +42,16 @@ PINNED_VERSION = "0.3.17"
 REGULAR_COMMAND = b"\x00"
 NO_OP_COMMAND = b"\x01"
 
+DELIVERED_AT_ONCE = 5000
+"""Committed entries that one tick delivers: after a restart there may be as many as the journal has."""
+
 _BATCH_BYTES = 4_194_304
 # An entry of a batch's size would take the engine's chunked path, which is broken (H12e).
 assert MAX_ENTRY_BYTES + len(REGULAR_COMMAND) < _BATCH_BYTES
 
 _NEVER = 2**62
-_ROLES = {0: Role.FOLLOWER, 1: Role.CANDIDATE, 2: Role.LEADER}
+_FOLLOWER = 0
+_ROLES = {_FOLLOWER: Role.FOLLOWER, 1: Role.CANDIDATE, 2: Role.LEADER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,12 @@ logging.getLogger("pysyncobj").setLevel(logging.CRITICAL)
 class _PeerNode(Node):  # type: ignore[misc]
     """A node whose hash does not change between processes: the engine iterates over sets of nodes."""
 
+    def __init__(self, name: NodeId) -> None:
+        super().__init__(name)
+        self._hash = zlib.crc32(name.encode())
+
     def __hash__(self) -> int:
-        return zlib.crc32(self.id.encode())
+        return self._hash
 
 
 class _NoDumps:
@@ -157,6 +165,14 @@ class _GuardedSyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802 - overrides a name-mangled method
         self._deliver_committed(command)
 
+    def _checkCommandsToApply(self) -> None:  # noqa: N802 - the engine's name
+        # The engine's own finds an empty queue by an exception. Most ticks have no command.
+        if self._SyncObj__commandsQueue._FastQueue__queue:
+            super()._checkCommandsToApply()
+
+    def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802 - overrides a name-mangled method
+        """Never compact: snapshots are not the engine's."""
+
 
 class Engine:
     """One Raft instance over a journal.
@@ -190,6 +206,7 @@ class Engine:
     ) -> None:
         self._name = name
         self._nodes: dict[NodeId, _PeerNode] = {}
+        self._connected: set[NodeId] = set()
         self._clock = clock
         self._randomness = randomness
         self._send = send
@@ -213,6 +230,7 @@ class Engine:
         self._raft._poller = _NoPoller()
         # The engine would start at index 1 and find those entries compacted away; the store already has them.
         self._raft._SyncObj__raftLastApplied = applied_index
+        self._raft._SyncObj__applyLogEntries = self._deliver_some
         self.reconfigure(voters, learners)
 
     def reconfigure(
@@ -225,8 +243,9 @@ class Engine:
         """
         self._enter()
         raft = self._raft
-        others = {self._node(member) for member in voters if member != self._name}
-        observers = {self._node(member) for member in learners if member != self._name}
+        # The order in which a set is filled decides, where hashes collide in its table, in which order it is iterated.
+        others = {self._node(member) for member in sorted(voters) if member != self._name}
+        observers = {self._node(member) for member in sorted(learners) if member != self._name}
         known = others | observers
         progress = (raft._SyncObj__raftNextIndex, raft._SyncObj__raftMatchIndex, raft._SyncObj__lastResponseTime)
         for table, beginning in zip(progress, (raft._SyncObj__raftLog[-1][1] + 1, 0, _world.now), strict=True):
@@ -238,7 +257,10 @@ class Engine:
         raft._SyncObj__readonlyNodes = observers
 
     def _node(self, member: NodeId) -> _PeerNode:
-        return self._nodes.setdefault(member, _PeerNode(member))
+        node = self._nodes.get(member)
+        if node is None:
+            node = self._nodes[member] = _PeerNode(member)
+        return node
 
     def _enter(self) -> None:
         _world.now = self._clock.now()
@@ -285,12 +307,32 @@ class Engine:
         """At a leader: the highest index known to be durable at a peer."""
         return Index(self._raft._SyncObj__raftMatchIndex.get(self._node(peer), 0))
 
+    def heard_within(self, peer: NodeId, seconds: float) -> bool:
+        """At a leader: whether a peer has acknowledged anything in this time."""
+        last: float = self._raft._SyncObj__lastResponseTime.get(self._node(peer), float("-inf"))
+        return last > self._clock.now() - seconds
+
+    def step_down(self) -> None:
+        """At a leader: follow in the same term, as after an election timeout without a majority (check-quorum)."""
+        self._raft._SyncObj__setState(_FOLLOWER)
+        self._raft._SyncObj__raftLeader = None
+
+    def next_index(self, peer: NodeId) -> Index:
+        """At a leader: the index of the entry that a peer is sent next."""
+        return Index(self._raft._SyncObj__raftNextIndex.get(self._node(peer), 0))
+
     def connect(self, peer: NodeId) -> None:
         """Let the engine send to a peer."""
+        self._connected.add(peer)
         self._transport._onNodeConnected(self._node(peer))
+
+    def is_connected(self, peer: NodeId) -> bool:
+        """Whether the engine may send to a peer."""
+        return peer in self._connected
 
     def disconnect(self, peer: NodeId) -> None:
         """Keep the engine from sending to a peer."""
+        self._connected.discard(peer)
         self._transport._onNodeDisconnected(self._node(peer))
 
     def tick(self) -> None:
@@ -329,6 +371,28 @@ class Engine:
         if message.success and not message.reset and node in next_index:
             # The engine moves nextIndex back to the acknowledged entry and would send everything in flight again.
             next_index[node] = max(sent_up_to, next_index[node])
+
+    @property
+    def has_more_to_deliver(self) -> bool:
+        """Whether committed entries wait for the next tick to be delivered."""
+        raft = self._raft
+        return bool(raft._SyncObj__raftCommitIndex > raft.raftLastApplied)
+
+    def _deliver_some(self) -> bool:
+        """Deliver committed entries; the engine's own loop takes all of them, however many there are.
+
+        Returns:
+            Whether there were any: the leader then announces the commit at once.
+        """
+        raft = self._raft
+        first = raft.raftLastApplied + 1
+        count = min(raft._SyncObj__raftCommitIndex + 1 - first, DELIVERED_AT_ONCE)
+        if count <= 0:
+            return False
+        for entry in raft._SyncObj__getEntries(first, count):
+            raft._SyncObj__doApplyCommand(entry[0])
+            raft._SyncObj__raftLastApplied += 1
+        return True
 
     def _on_committed(self, command: bytes) -> None:
         self._deliver(Index(self._raft.raftLastApplied + 1), command)

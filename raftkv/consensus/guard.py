@@ -53,6 +53,10 @@ class Guards:
         change_in_own_term: A change is proposed only when an entry of the leader's own term is committed (H12d).
         campaign_when_applied: A node campaigns only with every committed change applied (H12d).
         voters_only: Whoever does not vote does not campaign, and counts for no majority (H12d).
+        answering_disk: A leader whose disk has not answered for an election timeout steps down, and a node with such a
+            disk neither campaigns nor grants pre-votes.
+        compare_log_hash: A follower compares the content of entries, and the terms of committed ones, before it
+            appends.
     """
 
     promise_after_sync: bool = True
@@ -75,6 +79,8 @@ class Guards:
     change_in_own_term: bool = True
     campaign_when_applied: bool = True
     voters_only: bool = True
+    answering_disk: bool = True
+    compare_log_hash: bool = True
 
 
 ALL_GUARDS = Guards()

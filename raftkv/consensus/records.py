@@ -11,14 +11,16 @@ corruption and is not mistaken for a record that a crash cut short.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 from zlib import crc32
 
 import msgpack
 
-FORMAT_VERSION = 1
+from raftkv.formats import Format, Formats
+from raftkv.versions import ClusterVersion
+
 MAGIC = "raftkv journal"
 
 _HEADER = struct.Struct("<IB3xI")
@@ -40,6 +42,20 @@ class RecordType(IntEnum):
     COMMIT = 5
     RESET = 6
     MEMBER_STORAGE = 7
+    PROMISE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What another member has acknowledged to this node.
+
+    Attributes:
+        life: Token of the process of that member that acknowledged it.
+        index: A committed entry, durable at that member with everything before it.
+    """
+
+    life: str
+    index: int
 
 
 @dataclass(slots=True)
@@ -53,6 +69,7 @@ class LogState:
         last_index: Last index of the log.
         last_term: Term of that entry.
         member_storage: Storage ids of the other members, by their ids as members.
+        promises: What the other members have acknowledged, by their ids as members.
     """
 
     term: int = 0
@@ -61,10 +78,11 @@ class LogState:
     last_index: int = 1
     last_term: int = 0
     member_storage: dict[str, str] = field(default_factory=dict)
+    promises: dict[str, Promise] = field(default_factory=dict)
 
     def copy(self) -> LogState:
         """Return a copy that changes on its own."""
-        return LogState(self.term, self.vote, self.commit, self.last_index, self.last_term, dict(self.member_storage))
+        return replace(self, member_storage=dict(self.member_storage), promises=dict(self.promises))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +116,12 @@ def encode_entry_head(command: bytes, index: int, term: int) -> bytes:
     return _header(RecordType.ENTRY, len(fixed) + len(command), checksum) + fixed
 
 
-def encode_segment_header(header: SegmentHeader) -> bytes:
-    """Return the first record of a segment."""
+def encode_segment_header(header: SegmentHeader, cluster_version: ClusterVersion) -> bytes:
+    """Return the first record of a segment, which names the format that is written at a cluster version."""
     state = header.state
     fields = [
         MAGIC,
-        FORMAT_VERSION,
+        JOURNAL_FORMATS.written_at(cluster_version),
         header.cluster_id,
         header.number,
         state.term,
@@ -112,6 +130,7 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
         state.last_index,
         state.last_term,
         state.member_storage,
+        {member_id: [promise.life, promise.index] for member_id, promise in state.promises.items()},
     ]
     return encode_record(RecordType.SEGMENT, msgpack.packb(fields))
 
@@ -141,6 +160,11 @@ def encode_member_storage(name: str, storage_id: str) -> bytes:
     return encode_record(RecordType.MEMBER_STORAGE, msgpack.packb([name, storage_id]))
 
 
+def encode_promise(member_id: str, promise: Promise) -> bytes:
+    """Return a record of what another member has acknowledged."""
+    return encode_record(RecordType.PROMISE, msgpack.packb([member_id, promise.life, promise.index]))
+
+
 def parse_header(data: bytes, offset: int) -> tuple[int, int, int] | None:
     """Read a record's header.
 
@@ -158,19 +182,41 @@ def parse_segment_header(body: bytes) -> SegmentHeader:
     """Read the body of a SEGMENT record.
 
     Raises:
-        BadRecord: It is none, or of an unknown format.
+        BadRecord: It is none.
+        UnknownFormat: The segment is of a format that this release does not read.
     """
-    fields = _unpack(body, 10)
-    if fields[0] != MAGIC:
+    fields = _unpack(body)
+    if len(fields) < 2 or fields[0] != MAGIC:
         raise BadRecord("it does not begin with the journal's magic")
-    if fields[1] != FORMAT_VERSION:
-        raise BadRecord(f"journal format {fields[1]} is unknown, this release reads {FORMAT_VERSION}")
-    return SegmentHeader(fields[2], fields[3], LogState(*fields[4:]))
+    return JOURNAL_FORMATS.read(fields[1], fields)
+
+
+def _read_1(fields: list[Any]) -> SegmentHeader:
+    if len(fields) != 11:
+        raise BadRecord(f"not an array of 11, but of {len(fields)}")
+    state = LogState(*fields[4:10])
+    state.promises = {member_id: Promise(*promise) for member_id, promise in fields[10].items()}
+    return SegmentHeader(fields[2], fields[3], state)
+
+
+JOURNAL_FORMATS: Formats[list[Any], SegmentHeader] = Formats("journal", {1: Format(_read_1)})
+"""Formats of segments: the number stands for the header and for all records that follow it."""
 
 
 def parse_pair(body: bytes) -> list[Any]:
     """Read the body of a HARD_STATE or MEMBER_STORAGE record."""
-    return _unpack(body, 2)
+    fields = _unpack(body)
+    if len(fields) != 2:
+        raise BadRecord("not an array of 2")
+    return fields
+
+
+def parse_promise(body: bytes) -> tuple[str, Promise]:
+    """Read the body of a PROMISE record."""
+    fields = _unpack(body)
+    if len(fields) != 3:
+        raise BadRecord("not an array of 3")
+    return fields[0], Promise(fields[1], fields[2])
 
 
 def parse_index(body: bytes) -> int:
@@ -199,11 +245,11 @@ def _header(record_type: RecordType, length: int, checksum: int) -> bytes:
     return head + _CHECKSUM.pack(crc32(head))
 
 
-def _unpack(body: bytes, count: int) -> list[Any]:
+def _unpack(body: bytes) -> list[Any]:
     try:
         fields = msgpack.unpackb(body)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise BadRecord(f"not msgpack: {error}") from error
-    if not isinstance(fields, list) or len(fields) != count:
-        raise BadRecord(f"not an array of {count}")
+    if not isinstance(fields, list):
+        raise BadRecord("not an array")
     return fields

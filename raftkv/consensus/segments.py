@@ -3,9 +3,9 @@
 Promises: a record is durable when ``SegmentedLog.write`` has returned; nothing durable is ever rewritten; old segments
 are removed whole. Every segment begins with the state that its predecessors left, so they can go.
 
-Recovery cuts only what a crash can leave: an incomplete last record with nothing behind it. Everything else that does
-not check is an error that names file and offset, and the node does not start: a silent cut could take acknowledged
-entries or a vote with it.
+Each write is one frame (``frames.py``), and is synced before the next one. Recovery cuts only what a crash can leave: a
+last frame of which sectors are missing, with nothing behind it. Everything else that does not check is an error that
+names file and offset, and the node does not start: a silent cut could take acknowledged entries or a vote with it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,15 @@ from itertools import pairwise
 from typing import TypeVar
 from zlib import crc32
 
+from raftkv.consensus.frames import (
+    FRAME_HEADER_BYTES,
+    DamagedFrame,
+    Frame,
+    TornFrame,
+    encode_frame,
+    read_frames,
+    seed_of,
+)
 from raftkv.consensus.journal import Batch, RecoveredLog
 from raftkv.consensus.messages import Entry
 from raftkv.consensus.records import (
@@ -30,11 +39,14 @@ from raftkv.consensus.records import (
     parse_index,
     parse_index_term,
     parse_pair,
+    parse_promise,
     parse_segment_header,
 )
-from raftkv.errors import CorruptData, ForeignData, StorageFailed
+from raftkv.errors import CorruptData, ForeignData, StorageFailed, UnsupportedVersion
+from raftkv.formats import UnknownFormat
 from raftkv.ports import AppendFile, Directory
 from raftkv.types import ClusterId, Index, Term
+from raftkv.versions import FIRST_VERSION, ClusterVersion
 
 SEGMENT_BYTES = 16_777_216
 
@@ -51,6 +63,7 @@ class SegmentedLog:
         cluster_id: The cluster they belong to.
         recovered: What ``recover`` found there.
         segment_bytes: A segment is followed by a new one when it has reached this size.
+        cluster_version: Returns the cluster's version, which the format of a new segment follows.
 
     Raises:
         StorageFailed: The directory could not be prepared.
@@ -62,13 +75,16 @@ class SegmentedLog:
         cluster_id: ClusterId,
         recovered: RecoveredLog,
         segment_bytes: int = SEGMENT_BYTES,
+        cluster_version: Callable[[], ClusterVersion] = lambda: FIRST_VERSION,
     ) -> None:
         self._directory = directory
         self._cluster_id = cluster_id
         self._segment_bytes = segment_bytes
+        self._cluster_version = cluster_version
         self._state = recovered.state_at_rest.copy()
         self._segments = list(recovered.segments)
         self._size = recovered.tail_bytes
+        self._seed = recovered.tail_seed
         self._failure: StorageFailed | None = None
         self._file = self._guarded("opening the journal", lambda: self._open(recovered))
 
@@ -96,7 +112,7 @@ class SegmentedLog:
         if self._size >= self._segment_bytes:
             self._file.close()
             self._file = self._create(self._segments[-1][0] + 1)
-        data = batches[0].data if len(batches) == 1 else b"".join(batch.data for batch in batches)
+        data = encode_frame((batch.data for batch in batches), self._size, self._seed)
         self._file.append(data)
         self._file.sync()
         self._size += len(data)
@@ -127,12 +143,13 @@ class SegmentedLog:
 
     def _create(self, number: int) -> AppendFile:
         file = self._directory.create(_name(number))
-        header = encode_segment_header(SegmentHeader(self._cluster_id, number, self._state))
-        file.append(header)
+        header = encode_segment_header(SegmentHeader(self._cluster_id, number, self._state), self._cluster_version())
+        frame = encode_frame([header], 0, 0)
+        file.append(frame)
         file.sync()
         self._directory.sync()
         self._segments.append((number, self._state.last_index))
-        self._size = len(header)
+        self._size, self._seed = len(frame), seed_of(frame)
         return file
 
     def _guarded(self, what: str, action: Callable[[], Result]) -> Result:
@@ -201,7 +218,7 @@ def recover(directory: Directory, cluster_id: ClusterId, snapshot: tuple[Index, 
     numbers = _segment_numbers(directory)
     log: _Log | None = None
     segments: list[tuple[int, int]] = []
-    tail_bytes = cut_bytes = 0
+    tail_bytes = cut_bytes = tail_seed = 0
     torn_segment = None
     for number in numbers:
         reader = _SegmentReader(directory, number, is_last=number == numbers[-1])
@@ -210,7 +227,7 @@ def recover(directory: Directory, cluster_id: ClusterId, snapshot: tuple[Index, 
             break
         log = reader.replay(log, cluster_id)
         segments.append((number, reader.highest_index))
-        tail_bytes, cut_bytes = reader.valid_bytes, reader.cut_bytes
+        tail_bytes, cut_bytes, tail_seed = reader.valid_bytes, reader.cut_bytes, reader.seed
     if log is None:
         if snapshot is not None:
             raise CorruptData(directory.path, 0, "there is a snapshot but no journal: votes and entries are gone")
@@ -228,6 +245,7 @@ def recover(directory: Directory, cluster_id: ClusterId, snapshot: tuple[Index, 
         torn_segment,
         recovered.needs_reset and bool(segments),
         state_at_rest,
+        tail_seed,
     )
 
 
@@ -264,7 +282,12 @@ class _SegmentReader:
         self.highest_index = 0
         self.valid_bytes = 0
         self.cut_bytes = 0
-        self.is_torn_at_birth = is_last and self._is_torn_at(0)
+        self.seed = 0
+
+    @property
+    def is_torn_at_birth(self) -> bool:
+        """Whether a crash came before the segment's first frame was on the disk; nothing follows it then."""
+        return self._is_last and next(self._frames(), None) is None
 
     def replay(self, log: _Log | None, cluster_id: ClusterId) -> _Log:
         """Apply the segment's records to a log; None begins with the segment's own header."""
@@ -288,6 +311,8 @@ class _SegmentReader:
             raise self._corrupt(0, "the segment does not begin with its header")
         try:
             header = parse_segment_header(body)
+        except UnknownFormat as error:
+            raise UnsupportedVersion(f"{self._path}: {error}; the data was left as it is") from error
         except BadRecord as error:
             raise self._corrupt(0, str(error)) from error
         if header.cluster_id != cluster_id:
@@ -305,35 +330,38 @@ class _SegmentReader:
         return log
 
     def _records(self) -> Iterator[tuple[int, int, bytes]]:
+        for frame in self._frames():
+            yield from self._records_of(frame)
+            if frame.offset == 0:
+                self.seed = seed_of(self._data[: frame.end])
+            self.valid_bytes = frame.end
+
+    def _frames(self) -> Iterator[Frame]:
+        try:
+            yield from read_frames(self._data)
+        except TornFrame as torn:
+            if not self._is_last:
+                raise self._corrupt(torn.offset, "an incomplete frame, and the segment is not the last") from torn
+            self.cut_bytes = len(self._data) - torn.offset
+        except DamagedFrame as damaged:
+            raise self._corrupt(damaged.offset, damaged.reason) from damaged
+
+    def _records_of(self, frame: Frame) -> Iterator[tuple[int, int, bytes]]:
         data = self._data
-        offset = 0
-        while offset < len(data):
-            if self._is_torn_at(offset):
-                if not self._is_last:
-                    raise self._corrupt(offset, "an incomplete record, and the segment is not the last")
-                self.cut_bytes = len(data) - offset
-                return
+        offset = frame.offset + FRAME_HEADER_BYTES
+        while offset < frame.body_end:
+            if frame.body_end - offset < HEADER_BYTES:
+                raise self._corrupt(offset, "a record does not end with its frame")
             header = parse_header(data, offset)
             if header is None:
                 raise self._corrupt(offset, "the header of a record does not match its checksum")
             record_type, length, checksum = header
             end = offset + HEADER_BYTES + length
             body = data[offset + HEADER_BYTES : end]
-            if crc32(body) != checksum:
+            if end > frame.body_end or crc32(body) != checksum:
                 raise self._corrupt(offset, "the body of a record does not match its checksum")
             yield offset, record_type, body
             offset = end
-            self.valid_bytes = end
-
-    def _is_torn_at(self, offset: int) -> bool:
-        """Whether what begins here is what a crash leaves of a last record: too short, or never written."""
-        data = self._data
-        if len(data) - offset < HEADER_BYTES:
-            return True
-        if not any(data[offset : offset + HEADER_BYTES]):
-            return not data[offset:].strip(b"\0")
-        header = parse_header(data, offset)
-        return header is not None and offset + HEADER_BYTES + header[1] > len(data)
 
     def _corrupt(self, offset: int, reason: str) -> CorruptData:
         return CorruptData(self._path, offset, reason)
@@ -353,6 +381,9 @@ def _replay_record(log: _Log, record_type: int, body: bytes) -> None:
     elif record_type == RecordType.MEMBER_STORAGE:
         name, storage_id = parse_pair(body)
         log.state.member_storage[name] = storage_id
+    elif record_type == RecordType.PROMISE:
+        member_id, promise = parse_promise(body)
+        log.state.promises[member_id] = promise
     else:
         raise BadRecord(f"a record of unknown type {record_type}")
 

@@ -4,27 +4,28 @@ A snapshot is a copy of the store plus a manifest. The manifest is written last,
 exists if and only if its manifest does. What a crash leaves without one is removed at the next start. A snapshot is
 verified against the manifest's SHA-256 before it is believed, whether it was read from disk or received (H8, H12g).
 
-A transfer is a sequence of chunks, each acknowledged before the next is sent, at a bounded rate. A transfer that was
-interrupted goes on where it was, also when the receiver was restarted: it says which chunk it needs next.
+A transfer is a sequence of chunks (``snapshot_sender`` decides when each is sent). One that was interrupted goes on
+where it was, also when the receiver was restarted: an acknowledgement names the offset that the receiver needs next.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import orjson
 
-from raftkv.consensus.messages import SnapshotAck, SnapshotChunk
-from raftkv.errors import CorruptData, StorageFailed
+from raftkv.consensus.history import LogHistory
+from raftkv.consensus.messages import SnapshotChunk
+from raftkv.errors import CorruptData, UnsupportedVersion
+from raftkv.formats import Format, Formats, UnknownFormat
 from raftkv.ports import AppendFile, Directory
 from raftkv.types import ClusterId, Index, NodeId, Revision, Term
 
-CHUNK_BYTES = 262_144
-FORMAT_VERSION = 1
-
-_BURST_BYTES = 1_048_576
+CHUNK_BYTES = 65_536
+_MEASURED_BYTES = 262_144
 
 _MANIFEST_SUFFIX = ".json"
 _DATA_SUFFIX = ".data"
@@ -38,7 +39,7 @@ class SnapshotManifest:
     """What a snapshot holds and how to check it.
 
     Attributes:
-        format: Version of this layout.
+        format: Number of the manifest's format.
         cluster_id: The cluster it was taken from.
         index: Last log index that it covers.
         term: Term of that entry.
@@ -46,6 +47,9 @@ class SnapshotManifest:
         members: Names of the voting members.
         size: Bytes of data.
         sha256: Hexadecimal digest of the data.
+        store_format: Number of the format of the store that the data is a copy of.
+        cluster_version: The cluster's version in it, ``MAJOR.MINOR``.
+        history: The history of the log up to the index; backups have none.
     """
 
     format: int
@@ -56,6 +60,9 @@ class SnapshotManifest:
     members: tuple[NodeId, ...]
     size: int
     sha256: str
+    store_format: int
+    cluster_version: str
+    history: LogHistory = field(default_factory=LogHistory)
 
     @property
     def data_name(self) -> str:
@@ -82,18 +89,39 @@ class SnapshotManifest:
             source: File or peer, for the message.
 
         Raises:
-            CorruptData: It is not what ``encode`` writes, or of an unknown format.
+            CorruptData: It is not what ``encode`` writes.
+            UnsupportedVersion: It is of a format that this release does not read.
         """
         try:
             outer = orjson.loads(data)
             fields = outer["manifest"]
             if hashlib.sha256(orjson.dumps(fields)).hexdigest() != outer["sha256"]:
-                raise CorruptData(source, 0, "the manifest does not match its digest")
-            if fields["format"] != FORMAT_VERSION:
-                raise CorruptData(source, 0, f"snapshot format {fields['format']} is unknown")
-            return cls(**{**fields, "members": tuple(fields["members"])})
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise CorruptData(source, 0, f"the manifest does not match its digest{_newer(fields)}")
+            return SNAPSHOT_FORMATS.read(fields["format"], fields, fields.get("cluster_version"))
+        except UnknownFormat as error:
+            raise UnsupportedVersion(f"{source}: {error}; nothing was changed") from error
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise CorruptData(source, 0, f"not a snapshot manifest ({error})") from error
+
+
+def _newer(fields: dict[str, Any]) -> str:
+    """Return what else a manifest can be that does not match its digest: a later release may digest something else."""
+    try:
+        SNAPSHOT_FORMATS.check(fields["format"], fields.get("cluster_version"))
+    except UnknownFormat as error:
+        return f", or {error}"
+    return ""
+
+
+def _read_2(fields: dict[str, Any]) -> SnapshotManifest:
+    history = fields.get("history") or {}
+    terms, hashes = (tuple((int(a), int(b)) for a, b in history.get(name, ())) for name in ("terms", "hashes"))
+    log_history = LogHistory(history.get("log_hash"), terms, hashes)
+    return SnapshotManifest(**{**fields, "members": tuple(fields["members"]), "history": log_history})
+
+
+SNAPSHOT_FORMATS: Formats[dict[str, Any], SnapshotManifest] = Formats("snapshot", {2: Format(_read_2)})
+"""Formats of the manifest, which is what tells the format of the data."""
 
 
 class SnapshotCatalog:
@@ -117,6 +145,10 @@ class SnapshotCatalog:
         """Remove an unfinished copy, if there is one."""
         if _COPY_NAME in self._directory.names():
             self._directory.remove(_COPY_NAME)
+
+    def free_bytes(self) -> int:
+        """Return the free bytes of the disk that snapshots are on."""
+        return self._directory.free_bytes()
 
     def path(self, manifest: SnapshotManifest) -> str:
         """Path of a snapshot's data."""
@@ -177,18 +209,42 @@ class SnapshotCatalog:
                 self._directory.remove(name)
         self._directory.sync()
 
-    def remove_older_than(self, manifest: SnapshotManifest) -> None:
-        """Remove snapshots that a newer one makes superfluous, and what has arrived of one."""
-        incoming = self._incoming()
-        if incoming is None or incoming.index <= manifest.index:
+    def remove_older_than(
+        self,
+        manifest: SnapshotManifest,
+        pinned: Collection[SnapshotManifest] = (),
+        *,
+        keep_incoming: bool = False,
+    ) -> None:
+        """Remove snapshots that a newer one makes superfluous, and what has arrived of one.
+
+        Args:
+            manifest: The newer one.
+            pinned: Older ones that are being sent to peers; they stay.
+            keep_incoming: Leave what has arrived alone, since more of it is being received.
+        """
+        incoming = None if keep_incoming else self._incoming()
+        if not keep_incoming and (incoming is None or incoming.index <= manifest.index):
             self._discard_incoming()
+        kept = {each.manifest_name for each in pinned}
         for name in self._directory.names():
-            if name.endswith(_MANIFEST_SUFFIX) and name < manifest.manifest_name:
-                self._directory.remove(name)
-                # Without its manifest a snapshot does not exist, so the order survives a crash in between.
-                self._directory.sync()
-                self._directory.remove(name.removesuffix(_MANIFEST_SUFFIX) + _DATA_SUFFIX)
+            if name.endswith(_MANIFEST_SUFFIX) and name < manifest.manifest_name and name not in kept:
+                self._remove(name)
         self._directory.sync()
+
+    def remove(self, manifest: SnapshotManifest) -> None:
+        """Remove one snapshot, if it is still there."""
+        if manifest.manifest_name in self._directory.names():
+            self._remove(manifest.manifest_name)
+            self._directory.sync()
+
+    def _remove(self, manifest_name: str) -> None:
+        self._directory.remove(manifest_name)
+        # Without its manifest a snapshot does not exist, so the order survives a crash in between.
+        self._directory.sync()
+        data_name = manifest_name.removesuffix(_MANIFEST_SUFFIX) + _DATA_SUFFIX
+        if data_name in self._directory.names():
+            self._directory.remove(data_name)
 
     def read(self, manifest: SnapshotManifest, offset: int, size: int) -> bytes:
         """Read a piece of a snapshot's data."""
@@ -217,7 +273,7 @@ class SnapshotCatalog:
             return None
         try:
             return SnapshotManifest.decode(self._directory.read(_INCOMING_MANIFEST_NAME), _INCOMING_MANIFEST_NAME)
-        except CorruptData:
+        except (CorruptData, UnsupportedVersion):
             return None
 
     def _discard_incoming(self) -> None:
@@ -257,7 +313,7 @@ def measure(directory: Directory, name: str) -> tuple[int, str]:
     """Return the size of a file and its SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     size = 0
-    while chunk := directory.read_range(name, size, CHUNK_BYTES):
+    while chunk := directory.read_range(name, size, _MEASURED_BYTES):
         digest.update(chunk)
         size += len(chunk)
     return size, digest.hexdigest()
@@ -266,10 +322,15 @@ def measure(directory: Directory, name: str) -> tuple[int, str]:
 class SnapshotReceiver:
     """Collects the chunks of one snapshot in order.
 
+    ``accept`` is for the event loop, ``write`` and ``close`` wait for the disk. What was accepted is written in order.
+
     Args:
         manifest: What is being received.
         file: Where its data goes.
         received: Bytes that are in the file already.
+
+    Attributes:
+        next_offset: Offset of the next chunk: the bytes that were accepted.
     """
 
     def __init__(self, manifest: SnapshotManifest, file: AppendFile, received: int = 0) -> None:
@@ -278,24 +339,22 @@ class SnapshotReceiver:
         self._file = file
         self._closed = False
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every byte has arrived."""
-        return self.next_offset == self.manifest.size
+    def accept(self, chunk: SnapshotChunk) -> bool:
+        """Return whether a chunk is the next one, and is to be written; others repeat one, or follow a lost one."""
+        is_next = chunk.offset == self.next_offset and chunk.offset + len(chunk.data) <= self.manifest.size
+        if not is_next or not chunk.data:
+            return False
+        self.next_offset += len(chunk.data)
+        return True
 
-    def accept(self, chunk: SnapshotChunk) -> None:
-        """Take a chunk; one that is not the next is ignored (it is a repetition, or its predecessor was lost).
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Write the data of accepted chunks, which is not durable before ``SnapshotCatalog.adopt_received``.
 
         Raises:
-            StorageFailed: It could not be written.
+            OSError: The disk refused.
         """
-        if chunk.offset != self.next_offset or chunk.offset + len(chunk.data) > self.manifest.size:
-            return
-        try:
-            self._file.append(chunk.data)
-        except OSError as error:
-            raise StorageFailed(f"writing a received snapshot failed: {error}") from error
-        self.next_offset += len(chunk.data)
+        for data in pieces:
+            self._file.append(data)
 
     def close(self) -> None:
         """Release the file."""
@@ -304,73 +363,12 @@ class SnapshotReceiver:
             self._file.close()
 
 
-class SnapshotSender:
-    """Sends one snapshot to one peer, a chunk at a time.
-
-    Args:
-        manifest: What is sent.
-        read: Returns a piece of the data, given offset and size.
-        retry_seconds: A chunk without an acknowledgement is sent again after this time.
-        bytes_per_second: Data is sent no faster than this, but for what was saved up in a short while.
-    """
-
-    def __init__(
-        self,
-        manifest: SnapshotManifest,
-        read: Callable[[int, int], bytes],
-        retry_seconds: float,
-        bytes_per_second: float,
-    ) -> None:
-        self.manifest = manifest
-        self._read = read
-        self._retry_seconds = retry_seconds
-        self._bytes_per_second = bytes_per_second
-        self._offset = 0
-        self._sent_at: float | None = None
-        self._allowance = float(_BURST_BYTES)
-        self._allowed_at: float | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the peer has acknowledged every byte."""
-        return self._offset == self.manifest.size
-
-    def next_chunk(self, term: Term, now: float) -> SnapshotChunk | None:
-        """Return the chunk to send now; None while an acknowledgement is awaited, or when all is done."""
-        awaiting = self._sent_at is not None and now - self._sent_at < self._retry_seconds
-        if awaiting or self.is_complete or not self._is_allowed(now):
-            return None
-        self._sent_at = now
-        data = self._read(self._offset, CHUNK_BYTES)
-        manifest = self.manifest
-        self._allowance -= len(data)
-        last = self._offset + len(data) == manifest.size
-        return SnapshotChunk(term, manifest.index, manifest.term, manifest.encode(), self._offset, data, last)
-
-    def take_back(self) -> None:
-        """The last chunk could not be sent after all."""
-        self._sent_at = None
-
-    def _is_allowed(self, now: float) -> bool:
-        if self._allowed_at is not None:
-            saved = self._allowance + (now - self._allowed_at) * self._bytes_per_second
-            self._allowance = min(saved, float(_BURST_BYTES))
-        self._allowed_at = now
-        return self._allowance > 0
-
-    def acknowledge(self, ack: SnapshotAck) -> None:
-        """Take the peer's word on how far it is; a failure starts over."""
-        if ack.index != self.manifest.index:
-            return
-        self._offset = 0 if ack.failed else min(ack.next_offset, self.manifest.size)
-        self._sent_at = None
-
-
 def manifest_of(chunk: SnapshotChunk, peer: NodeId) -> SnapshotManifest:
     """Read and check the manifest that a chunk carries.
 
     Raises:
         CorruptData: It does not check, or is of another snapshot than the chunk says.
+        UnsupportedVersion: It is of a format that this release does not read.
     """
     manifest = SnapshotManifest.decode(chunk.manifest, f"snapshot of {peer}")
     if (manifest.index, manifest.term) != (chunk.index, chunk.snapshot_term):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+import raftkv.consensus.core as core_module
+from raftkv.consensus import engine
 from raftkv.consensus.core import RaftCore
 from raftkv.consensus.engine import Timing
+from raftkv.consensus.entries import payload_of
+from raftkv.consensus.guard import ALL_GUARDS
 from raftkv.consensus.journal import MEMBERSHIP_MARK
-from raftkv.consensus.messages import AppendEntries, PreVote, PreVoteResult, RequestVote, StatusRequest
-from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated
+from raftkv.consensus.messages import AppendEntries, LogMismatch, PreVote, PreVoteResult, RequestVote, StatusRequest
+from raftkv.errors import ConfigurationError, CorruptData, InvariantViolated, UndecodableEntry
 from raftkv.types import Index, NodeId, Role, Term
 from tests.consensus.harness import TIMING, Harness, SeededRandomness
 
@@ -142,6 +148,23 @@ def test_a_node_that_only_lost_its_link_does_not_disturb_the_others():
     assert cluster["a"].core.role is Role.LEADER
     assert cluster["a"].core.term == 1
     assert cluster["c"].core.leader is None
+
+
+def test_follower_in_a_minority_knows_no_leader_after_an_election_timeout():
+    cluster = Harness("abcde")
+    cluster.elect("a")
+    cluster.advance(1)
+    # Its connections stay up: nothing but the silence says that the leader is gone.
+    cluster.isolate("d", "e")
+    cluster.advance(0.8)
+    assert cluster["d"].core.leader == "a"
+    cluster.advance(0.4)
+    assert cluster["d"].core.leader is cluster["e"].core.leader is None
+    assert [cluster[name].core.leader for name in "abc"] == ["a"] * 3
+    cluster.heal()
+    cluster.advance(0.3)
+    assert {node.core.leader for node in cluster.nodes.values()} == {"a"}
+    assert {node.core.term for node in cluster.nodes.values()} == {1}
 
 
 def test_a_leader_without_a_majority_steps_down():
@@ -327,8 +350,22 @@ def test_a_congested_peer_gets_nothing_until_it_has_drained():
     assert cluster["b"].payloads() == [b"x"]
 
 
-def test_a_contradiction_of_committed_entries_stops_the_node():
+def test_append_that_contradicts_committed_entries_is_refused_and_reported():
     cluster = Harness()
+    cluster.elect("a")
+    cluster.put("a", b"x")
+    cluster.advance(0.3)
+    core, journal = cluster["b"].core, cluster["b"].journal
+    core.receive(NodeId("c"), AppendEntries(5, 9, 2, 1, ((b"\0other", 3, 4),)))
+    cluster["b"].sync()
+    (report,) = [message for message in cluster.links[NodeId("b"), NodeId("c")] if isinstance(message, LogMismatch)]
+    assert report == LogMismatch(5, 2, 3, journal.range_hash(2, 3), entry_term=1)
+    assert journal.last_index == 3
+    assert core.divergence == "the log of b contradicts that of c, the leader of term 5, up to index 3"
+
+
+def test_without_the_comparison_a_contradiction_of_committed_entries_stops_the_node():
+    cluster = Harness(guards=replace(ALL_GUARDS, compare_log_hash=False))
     cluster.elect("a")
     cluster.put("a", b"x")
     cluster.advance(0.3)
@@ -419,3 +456,102 @@ def test_a_candidate_that_learns_of_its_removal_does_not_lead():
     cluster.settle()
     assert cluster["a"].core.term == candidate.core.term, "it has asked for votes, and got them"
     assert leaders(cluster) == []
+
+
+@pytest.mark.parametrize("command", [b"\x02rogue", b"", b"\xff"])
+def test_a_committed_entry_of_an_unknown_type_is_fatal(command):
+    with pytest.raises(UndecodableEntry, match="entry 7 of term 3 is of the unknown type"):
+        payload_of(command, 7, 3)
+
+
+def test_committed_backlog_is_delivered_over_several_steps_in_order(monkeypatch):
+    monkeypatch.setattr(engine, "DELIVERED_AT_ONCE", 10)
+    harness = Harness(["a"])
+    node = harness["a"]
+    node.campaign()
+    node.turn()
+    node.turn()
+    for number in range(35):
+        node.core.propose(b"%d" % number)
+        node.turn()
+    before = list(node.applied)
+    assert node.payloads() == [b"%d" % number for number in range(35)]
+    # A restart without its store: everything is to be applied again.
+    node.applied = [(1, None)]
+    node.start()
+    delivered = []
+    while node.core.has_more_committed or not delivered:
+        node.core.step()
+        node.sync()
+        known = len(node.applied)
+        node.take()
+        delivered.append(len(node.applied) - known)
+    assert max(delivered) <= 10
+    assert node.applied[: len(before)] == before
+
+
+def test_bytes_in_flight_to_a_peer_that_does_not_sync_are_bounded(monkeypatch):
+    monkeypatch.setattr(core_module, "PEER_WINDOW_BYTES", 10_000)
+    cluster = Harness()
+    cluster.elect("a")
+    follower = cluster["c"]
+    follower.auto_sync = False
+    began = follower.journal.last_index
+    for number in range(100):
+        cluster.put("a", b"%d" % number * 500)
+        cluster.settle()
+    core = cluster["a"].core
+    assert core.commit_index == cluster["a"].journal.last_index, "the others go on"
+    assert 10_000 <= core.in_flight_bytes(NodeId("c")) < 12_000
+    kept = follower.journal.entry_bytes
+    assert kept < 13_000
+    # It hears its leader all the time, so it does not campaign.
+    term = core.term
+    before = len(cluster.delivered)
+    cluster.advance(3.0)
+    assert (core.role, core.term) == (Role.LEADER, term)
+    heartbeats = [message for _a, target, message in cluster.delivered[before:] if target == "c"]
+    assert 20 <= sum(isinstance(message, AppendEntries) for message in heartbeats) <= 35
+    assert follower.journal.entry_bytes == kept
+    assert follower.journal.last_index > began
+    follower.auto_sync = True
+    cluster.advance(0.5)
+    assert follower.journal.last_index == cluster["a"].journal.last_index
+    assert core.in_flight_bytes(NodeId("c")) == 0
+    cluster.assert_agreement()
+
+
+def test_peer_that_lost_what_is_in_flight_says_so_to_a_heartbeat(monkeypatch):
+    monkeypatch.setattr(core_module, "PEER_WINDOW_BYTES", 10_000)
+    cluster = Harness()
+    cluster.elect("a")
+    cluster.held.add((NodeId("a"), NodeId("c")))
+    for number in range(40):
+        cluster.put("a", b"%d" % number * 500)
+        cluster.settle()
+    assert cluster["a"].core.in_flight_bytes(NodeId("c")) >= 10_000
+    cluster.links[NodeId("a"), NodeId("c")].clear()
+    cluster.held.clear()
+    cluster.advance(0.5)
+    assert cluster["c"].journal.last_index == cluster["a"].journal.last_index
+    assert cluster["a"].core.in_flight_bytes(NodeId("c")) == 0
+
+
+def test_slow_follower_still_votes(monkeypatch):
+    """Its window is full and its journal unsynced; its vote waits for its disk, and no longer."""
+    monkeypatch.setattr(core_module, "PEER_WINDOW_BYTES", 10_000)
+    cluster = Harness()
+    cluster.elect("a")
+    cluster["c"].auto_sync = False
+    for number in range(40):
+        cluster.put("a", b"%d" % number * 500)
+        cluster.settle()
+    cluster.crash("a", power_loss=False)
+    cluster["b"].campaign()
+    cluster.settle()
+    assert cluster["b"].core.role is not Role.LEADER
+    cluster["c"].auto_sync = True
+    cluster.settle()
+    assert cluster["b"].core.role is Role.LEADER
+    cluster.advance(0.5)
+    assert cluster["c"].journal.last_index == cluster["b"].journal.last_index

@@ -19,9 +19,10 @@ from raftkv.consensus.messages import (
     TimeoutNow,
     Vote,
 )
-from raftkv.errors import CorruptData
+from raftkv.errors import CorruptData, LogDiverged
 from raftkv.types import Index, NodeId, Role, Term
 from tests.consensus.harness import Harness
+from tests.consensus.rollback import diverge_by_an_older_disk
 
 Scenario = Callable[[Guards], str | None]
 
@@ -356,8 +357,9 @@ def backlog_in_one_step(guards: Guards) -> str | None:
     cluster["a"].core.connected(NodeId("c"))
     cluster.clock.time += 0.2
     cluster["a"].core.step()
-    # The first append asks whether the logs match; its answer opens the way.
+    # The first append asks whether the logs match, the next one where; its answer opens the way.
     cluster["a"].core.receive(NodeId("c"), AppendResult(1, 3, reset=True, success=False))
+    cluster["a"].core.receive(NodeId("c"), AppendResult(1, 3, reset=False, success=True))
     cluster["a"].core.take_messages()
     cluster.clock.time += 0.2
     cluster["a"].core.step()
@@ -369,6 +371,28 @@ def backlog_in_one_step(guards: Guards) -> str | None:
     )
     assert sent > 0
     return f"{sent} bytes in one step" if sent > 9_000_000 else None
+
+
+def stalled_disk_at_the_leader(guards: Guards) -> str | None:
+    """A leader whose disk takes nothing goes on leading, and no write is committed."""
+    cluster = Harness(guards=guards)
+    cluster.elect("a")
+    cluster["a"].auto_sync = False
+    cluster.put("a", b"x")
+    cluster.advance(10)
+    return None if b"x" in cluster["b"].payloads() else "a write that two disks have was not committed in 10 s"
+
+
+def older_copy_of_a_disk(guards: Guards) -> str | None:
+    """Log matching: a disk is put back to an older copy, and two leaders of one term write at the same index."""
+    cluster = diverge_by_an_older_disk(guards)
+    cluster.heal()
+    try:
+        cluster.advance(1)
+    except LogDiverged:
+        return None
+    differing = {cluster[name].payloads()[-1] for name in "ab"}
+    return None if len(differing) == 1 else f"{differing} are applied at one index and term"
 
 
 SCENARIOS: list[tuple[str, Scenario]] = [
@@ -395,6 +419,8 @@ SCENARIOS: list[tuple[str, Scenario]] = [
     ("voters_only", learner_that_campaigns),
     ("conflict_hint", conflict_is_found_one_by_one),
     ("bounded_sending", backlog_in_one_step),
+    ("answering_disk", stalled_disk_at_the_leader),
+    ("compare_log_hash", older_copy_of_a_disk),
 ]
 
 _IDS = [f"{guard}-{scenario.__name__}" for guard, scenario in SCENARIOS]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from raftkv.consensus import messages
 from raftkv.consensus.messages import (
     AppendEntries,
     AppendResult,
+    LogDivergence,
+    LogMismatch,
     MalformedMessage,
     PreVote,
     PreVoteResult,
@@ -22,9 +26,13 @@ from raftkv.consensus.messages import (
     SnapshotAck,
     SnapshotChunk,
     SnapshotHeartbeat,
+    StateDivergence,
+    StateHashRequest,
+    StateHashResult,
     StatusRequest,
     StatusResult,
     TimeoutNow,
+    UnknownMessage,
     Vote,
     decode,
     encode,
@@ -35,6 +43,11 @@ EXAMPLES = [
     Vote(3),
     AppendEntries(3, 8, 7, 2, ((b"\0x", 8, 2), (b"\1", 9, 3))),
     AppendEntries(3, 8, 7, 2, ()),
+    AppendEntries(3, 8, 7, 2, (), 1, 2**63 - 1, 5),
+    LogMismatch(3, 1, 7, 2**63 - 1),
+    LogMismatch(3, 6, 7, 0, 2),
+    LogDivergence(3, 1, 7, 9),
+    LogDivergence(3, 1, 7, 9, 2, ("a", "b")),
     AppendResult(3, 10, reset=False, success=True),
     SnapshotHeartbeat(3, 9),
     TimeoutNow(3),
@@ -50,6 +63,10 @@ EXAMPLES = [
     StatusRequest(1),
     StatusResult(1, "leader", 1, 1, 1, 1, None, 1, "0.1.0"),
     StatusResult(1, "follower", 1, 1, 1, 1, "a", 1, "0.1.0"),
+    StateHashRequest(3, 7, 1),
+    StateHashResult(3, 7, 1, "ab"),
+    StateHashResult(3, 7, 1, ""),
+    StateDivergence(3, 7, "ab"),
 ]
 
 
@@ -75,9 +92,37 @@ def test_every_field_is_checked(message):
             # What is let through is a value of the field's own kind, so it comes back as it is.
             assert list(msgpack.unpackb(encode(decoded))) == changed
             assert type(wrong) in (bool, bytes, type(None), list)
-    for wrong_length in (fields[:-1], [*fields, 1]):
-        with pytest.raises(MalformedMessage):
-            decode(msgpack.packb(wrong_length))
+    required = [field for field in dataclasses.fields(message) if field.default is dataclasses.MISSING]
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(fields[: len(required)]))
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_fields_that_a_later_release_added_are_ignored(message):
+    fields = msgpack.unpackb(encode(message))
+    assert decode(msgpack.packb([*fields, "a later field", {"of": [1]}])) == message
+
+
+def test_a_field_that_an_earlier_release_does_not_send_has_its_default(monkeypatch):
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class LaterVote:
+        term: int
+        reason: str = "none"
+
+    number = next(number for number, (kind, _checks) in messages._SCHEMA.items() if kind is Vote)
+    monkeypatch.setitem(messages._SCHEMA, number, (LaterVote, (messages._is_number, messages._is_text)))
+    monkeypatch.setitem(messages._KINDS, LaterVote, number)
+    monkeypatch.setitem(messages._REQUIRED, LaterVote, 1)
+    assert decode(encode(Vote(3))) == LaterVote(3)
+    assert decode(encode(LaterVote(3, "a reason"))) == LaterVote(3, "a reason")
+    with pytest.raises(MalformedMessage, match="reason"):
+        decode(msgpack.packb([number, 3, 5]))
+
+
+@pytest.mark.parametrize("kind", [0, 99, 2**40])
+def test_a_kind_that_a_later_release_sends_is_no_malformed_message(kind):
+    with pytest.raises(UnknownMessage):
+        decode(msgpack.packb([kind, 1, {"a": b"b"}]))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +145,7 @@ def test_entries_that_cannot_be_of_a_log_are_refused(entries):
         decode(msgpack.packb([3, 3, 8, 7, 2, entries]))
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x00", b"\x90", b"\x92\x63\x01", b"\x92\xa11\x01", b"\x91" * 5000])
+@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x00", b"\x90", b"\x92\xff\x01", b"\x92\xa11\x01", b"\x91" * 5000])
 def test_what_is_no_message_is_refused(frame):
     with pytest.raises(MalformedMessage):
         decode(frame)
@@ -111,7 +156,7 @@ def test_what_is_no_message_is_refused(frame):
 def test_no_bytes_make_the_decoder_fail_in_another_way(frame):
     try:
         decoded = decode(frame)
-    except MalformedMessage:
+    except (MalformedMessage, UnknownMessage):
         return
     assert decode(encode(decoded)) == decoded
 
@@ -123,6 +168,6 @@ def test_changed_frames_are_refused_or_valid(message, position, byte):
     frame[position % len(frame)] = byte
     try:
         decoded = decode(frame)
-    except MalformedMessage:
+    except (MalformedMessage, UnknownMessage):
         return
     assert decode(encode(decoded)) == decoded

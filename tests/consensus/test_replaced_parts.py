@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import re
+from itertools import permutations
 from pathlib import Path
 
 import pysyncobj.syncobj as engine_module
@@ -164,7 +165,7 @@ def test_h8_ours_refuses_it():
     data = b"the store's content" * 100
     file.append(data)
     digest = hashlib.sha256(data).hexdigest()
-    manifest = SnapshotManifest(1, CLUSTER, Index(9), Term(2), Revision(5), (NodeId("a"),), len(data), digest)
+    manifest = SnapshotManifest(2, CLUSTER, Index(9), Term(2), Revision(5), (NodeId("a"),), len(data), digest, 6, "0.1")
     catalog.adopt_copy(manifest)
     catalog.verify(manifest)
     disk.root.flip_bit(manifest.data_name, 77)
@@ -226,6 +227,35 @@ def test_h12e_an_entry_of_the_batch_size_is_never_sent_in_pieces():
     assert cluster["b"].payloads() == [bytes(MAX_ENTRY_BYTES)]
     with pytest.raises(InvariantViolated, match="in pieces"):
         cluster["a"].core.propose(bytes(engine._BATCH_BYTES))
+
+
+def test_peers_are_spoken_to_in_an_order_that_members_alone_decide():
+    # The engine keeps sets of nodes. The hashes of these collide in the table of a small one.
+    orders = set()
+    for names in permutations(["n1", "n4", "n5", "m2", "m3"]):
+        told: list[NodeId] = []
+        empty = Journal(RecoveredLog(Index(1), Term(0), [(b"\0x", 1, 0)], LogState(1, None, 1, 1, 1, {}), []))
+        raft = Engine(
+            NodeId("n1"),
+            [NodeId(name) for name in names[:3]],
+            [NodeId(name) for name in names[3:]],
+            empty,
+            Index(1),
+            TIMING,
+            ManualClock(),
+            SeededRandomness(1),
+            lambda peer, _message, told=told: told.append(peer) or True,
+            lambda _index, _command: None,
+        )
+        raft.reconfigure([NodeId(name) for name in names], [])
+        for peer in sorted(names):
+            if peer != "n1":
+                raft.connect(NodeId(peer))
+        raft.election_deadline = 0.0
+        raft.tick()
+        assert sorted(told) == ["m2", "m3", "n4", "n5"]
+        orders.add(tuple(told))
+    assert len(orders) == 1
 
 
 def _leader_with_a_commit_hint_beyond_its_log() -> Engine:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.consensus.journal import Journal
+from raftkv.consensus.records import Promise
 from raftkv.consensus.segments import SegmentedLog, recover
 from raftkv.errors import CorruptData, ForeignData, InvariantViolated, StorageFailed
 from raftkv.types import ClusterId, Index, Term
+from raftkv.versions import FIRST_VERSION
 from tests.consensus.harness import CLUSTER
 from tests.simulation.disk import SimulatedCrash, VirtualDisk
 
@@ -19,11 +21,18 @@ from tests.simulation.disk import SimulatedCrash, VirtualDisk
 class Log:
     """A journal with its disk, used as a node uses them."""
 
-    def __init__(self, disk: VirtualDisk, snapshot=None, segment_bytes=300) -> None:
+    def __init__(
+        self,
+        disk: VirtualDisk,
+        snapshot=None,
+        segment_bytes=1500,
+        cluster_id=CLUSTER,
+        cluster_version=lambda: FIRST_VERSION,
+    ) -> None:
         self.disk = disk
-        self.recovered = recover(disk.root, CLUSTER, snapshot)
+        self.recovered = recover(disk.root, cluster_id, snapshot)
         self.journal = Journal(self.recovered)
-        self.segments = SegmentedLog(disk.root, CLUSTER, self.recovered, segment_bytes)
+        self.segments = SegmentedLog(disk.root, cluster_id, self.recovered, segment_bytes, cluster_version)
 
     def write(self) -> None:
         batch = self.journal.take_batch()
@@ -41,6 +50,7 @@ class Log:
             self.journal.getCurrentTerm(),
             self.journal.getVotedForNodeId(),
             self.journal.member_storage,
+            self.journal.promise_of("b"),
         )
 
 
@@ -51,6 +61,7 @@ def filled_disk() -> VirtualDisk:
     log.add(12)
     log.write()
     log.journal.record_member_storage("b", "storage-of-b")
+    log.journal.record_promise("b", Promise("life-of-b", 7))
     log.write()
     log.journal.deleteEntriesFrom(9)
     log.journal.setCurrentTerm(2, None)
@@ -63,7 +74,8 @@ def filled_disk() -> VirtualDisk:
 
 def test_everything_that_was_synced_is_recovered():
     disk = filled_disk()
-    expected = ([(b"\0" + bytes(20), i, 1 if i < 10 else 2) for i in range(2, 15)], 2, None, {"b": "storage-of-b"})
+    entries = [(b"\0" + bytes(20), i, 1 if i < 10 else 2) for i in range(2, 15)]
+    expected = (entries, 2, None, {"b": "storage-of-b"}, Promise("life-of-b", 7))
     assert Log(disk).state() == expected
     assert len(disk.root.names()) > 1
     disk.crash(random.Random(0))
@@ -72,7 +84,7 @@ def test_everything_that_was_synced_is_recovered():
 
 def test_an_untouched_directory_is_an_empty_log():
     log = Log(VirtualDisk())
-    assert log.state() == ([], 0, None, {})
+    assert log.state() == ([], 0, None, {}, None)
     assert (log.journal.base_index, log.journal.last_index) == (1, 1)
 
 
@@ -89,7 +101,7 @@ def test_every_flipped_bit_is_found_and_named():
     assert Log(disk).state() == Log(pristine).state()
 
 
-def test_a_cut_at_any_byte_of_the_last_segment_keeps_the_whole_records_before_it():
+def test_a_cut_at_any_byte_of_the_last_segment_keeps_the_whole_frames_before_it():
     pristine = filled_disk()
     whole = Log(filled_disk()).state()[0]
     name = pristine.root.names()[-1]
@@ -115,16 +127,137 @@ def test_a_cut_in_any_earlier_segment_is_an_error():
                 recover(disk.root, CLUSTER, None)
 
 
-def test_a_torn_record_of_zeros_is_cut_but_zeros_before_data_are_an_error():
+def test_zeros_behind_the_last_frame_are_cut_but_anything_else_there_is_an_error():
     disk = filled_disk()
     whole = Log(disk).state()
     name = disk.root.names()[-1]
-    disk.root.files[name].data += bytes(100)
-    assert recover(disk.root, CLUSTER, None).cut_bytes == 100
+    size = disk.root.size(name)
+    for zeros in (1, 31, 100, 512, 4096):
+        disk.root.files[name].data[size:] = bytes(zeros)
+        assert recover(disk.root, CLUSTER, None).cut_bytes == zeros
     assert Log(disk).state() == whole
-    disk.root.files[name].data += bytes(100) + b"\1"
-    with pytest.raises(CorruptData, match="does not match its checksum"):
+    disk.root.files[name].data[size:] = bytes(100) + b"\1" + bytes(500)
+    with pytest.raises(CorruptData, match=f"{name}: corrupt at byte {size}.*does not match its checksum"):
         recover(disk.root, CLUSTER, None)
+
+
+class TornWrite:
+    """A journal of which the last write was not synced, and a copy of its disk with any part of that lost."""
+
+    def __init__(self, commands: list[bytes], unsynced: list[bytes], cluster_id: ClusterId = CLUSTER) -> None:
+        disk = VirtualDisk()
+        log = Log(disk, segment_bytes=1 << 20, cluster_id=cluster_id)
+        for command in commands:
+            log.journal.add(b"\0" + command, log.journal.last_index + 1, 1)
+            log.write()
+        self.before = log.state()
+        (self.name,) = disk.root.names()
+        self.synced = disk.root.size(self.name)
+        for command in unsynced:
+            log.journal.add(b"\0" + command, log.journal.last_index + 1, 1)
+        log.write()
+        self.after = log.state()
+        self.data = disk.root.read(self.name)
+
+    def with_data(self, data: bytes) -> VirtualDisk:
+        disk = VirtualDisk()
+        file = disk.root.create(self.name)
+        file.append(data)
+        file.sync()
+        disk.root.sync()
+        return disk
+
+    def recovered(self, data: bytes):
+        """Recover, append to what is left, and recover again."""
+        log = Log(self.with_data(data), segment_bytes=1 << 20)
+        state = log.state()
+        log.add(1)
+        log.write()
+        assert Log(log.disk, segment_bytes=1 << 20).state() == log.state()
+        return state
+
+
+TORN_WRITES = {
+    "a frame of one sector": TornWrite([b"first", b"second"], [b"third"]),
+    "values that are not zero": TornWrite([b"first", b"second"], [bytes(range(1, 256)) * 3, b"x" * 900, b"y"]),
+    "values of zeros": TornWrite([b"first", bytes(700)], [bytes(1500), b"x" * 300, bytes(600)]),
+}
+
+
+@pytest.mark.parametrize("torn", TORN_WRITES.values(), ids=TORN_WRITES)
+@pytest.mark.parametrize("page", [512, 4096])
+def test_any_subset_of_lost_pages_of_an_unsynced_write_is_cut(torn: TornWrite, page: int):
+    starts = range(torn.synced - torn.synced % page, len(torn.data), page)
+    ends = {len(torn.data), *(start + 1 for start in starts), *starts, *(start + page - 1 for start in starts)}
+    ends = sorted(end for end in ends if torn.synced <= end <= len(torn.data))
+    for subset in range(1 << len(starts)):
+        holed = bytearray(torn.data)
+        for number, start in enumerate(starts):
+            if subset >> number & 1:
+                begin, end = max(start, torn.synced), min(start + page, len(holed))
+                holed[begin:end] = bytes(end - begin)
+        for end in ends:
+            data = bytes(holed[:end])
+            # A page of a value of zeros is not missed when it is lost.
+            expected = torn.after if data == torn.data else torn.before
+            assert torn.recovered(data) == expected, (subset, end)
+
+
+@pytest.mark.parametrize("torn", TORN_WRITES.values(), ids=TORN_WRITES)
+def test_every_flipped_bit_of_the_last_write_is_corruption_and_not_torn(torn: TornWrite):
+    for bit in range(8 * len(torn.data)):
+        data = bytearray(torn.data)
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptData, match=f"{torn.name}: corrupt at byte"):
+            recover(torn.with_data(bytes(data)).root, CLUSTER, None)
+
+
+@pytest.mark.parametrize("torn", TORN_WRITES.values(), ids=TORN_WRITES)
+def test_a_lost_sector_before_the_last_write_is_corruption(torn: TornWrite):
+    for start in range(0, torn.synced, 512):
+        data = bytearray(torn.data)
+        data[start : start + 512] = bytes(512)
+        if bytes(data) == torn.data:
+            continue
+        with pytest.raises(CorruptData, match=f"{torn.name}: corrupt at byte"):
+            recover(torn.with_data(bytes(data)).root, CLUSTER, None)
+
+
+def test_a_hole_before_the_last_write_is_corruption_even_if_that_is_torn_too():
+    torn = TORN_WRITES["values that are not zero"]
+    data = bytearray(torn.data)
+    data[1024:1536] = bytes(512)
+    data[torn.synced + 512 : torn.synced + 1024] = bytes(512)
+    with pytest.raises(CorruptData, match="and it is not the last"):
+        recover(torn.with_data(bytes(data)).root, CLUSTER, None)
+
+
+def test_a_frame_inside_a_value_does_not_hide_that_a_write_was_torn():
+    """A client may put a copy of a journal into a value, which may come to lie where it was in the other journal."""
+    other = TornWrite([b"other", b"values"], [b"x" * 2000], ClusterId("f" * 16))
+    offset = other.synced
+    value = b"v" * (512 - 32 - 16 - 17) + other.data[offset:]
+    torn = TornWrite([b"first"], [value, value])
+    assert torn.synced == offset - 512
+    data = bytearray(torn.data)
+    assert data[offset : offset + 32] == other.data[offset : offset + 32]
+    data[torn.synced : torn.synced + 512] = bytes(512)
+    assert torn.recovered(bytes(data)) == torn.before
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    commands=st.lists(st.binary(max_size=1200), min_size=1, max_size=4),
+    unsynced=st.lists(st.binary(max_size=1200), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+def test_whatever_is_lost_of_an_unsynced_write_the_node_starts_with_all_synced_ones(commands, unsynced, seed):
+    torn = TornWrite(commands, unsynced)
+    disk = torn.with_data(torn.data)
+    disk.root.files[torn.name].synced = torn.synced
+    disk.crash(random.Random(seed))
+    data = disk.root.read(torn.name)
+    assert torn.recovered(data) == (torn.after if data == torn.data else torn.before)
 
 
 def test_a_missing_segment_is_an_error():
@@ -275,10 +408,10 @@ ACTIONS = st.lists(
 def test_after_any_crash_the_log_is_what_was_synced_or_some_of_what_was_being_written(actions, crash_at, seed):
     disk = VirtualDisk()
     snapshot = None
-    possible = [([], 0, None, {})]
+    possible = [([], 0, None, {}, None)]
     disk.crash_at = crash_at
     try:
-        log = Log(disk, segment_bytes=200)
+        log = Log(disk, segment_bytes=1000)
         for action, number in actions:
             journal = log.journal
             if action == "add":
@@ -317,7 +450,7 @@ def test_after_any_crash_the_log_is_what_was_synced_or_some_of_what_was_being_wr
 
 
 @pytest.mark.parametrize("snapshot", [(Index(64), Term(1)), (Index(64), Term(7))], ids=["its own term", "a newer term"])
-@pytest.mark.parametrize("segment_bytes", [1, 300])
+@pytest.mark.parametrize("segment_bytes", [1, 1500])
 def test_a_snapshot_that_supersedes_the_log_is_recorded_before_a_new_segment_begins(snapshot, segment_bytes):
     """A received snapshot was durable, and the power went before the journal knew; its last segment was full."""
     disk = filled_disk()
@@ -331,3 +464,21 @@ def test_a_snapshot_that_supersedes_the_log_is_recorded_before_a_new_segment_beg
         log.write()
         log.segments.close()
     assert Log(disk, snapshot, segment_bytes).journal.last_index == 64
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.data())
+def test_sizes_follow_additions_truncations_and_compactions(sizes, data):
+    log = Log(VirtualDisk())
+    for size in sizes:
+        log.add(1, size=size)
+    log.write()
+    journal = log.journal
+    journal.deleteEntriesFrom(data.draw(st.integers(1, len(sizes) + 1)))
+    journal.compact(data.draw(st.integers(journal.base_index, journal.last_index)))
+    log.add(1)
+    entries = list(journal[1:])
+    assert journal.entry_bytes == 1 + sum(len(command) for command, _index, _term in entries)
+    tail_bytes = data.draw(st.integers(0, 500))
+    behind = [sum(len(command) for command, _index, _term in entries[at:]) for at in range(len(entries) + 1)]
+    enough = [at for at, size in enumerate(behind) if size >= tail_bytes]
+    assert journal.index_for_tail(tail_bytes, journal.last_index) == journal.base_index + max(enough, default=0)
