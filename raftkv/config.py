@@ -14,11 +14,13 @@ from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 
 from raftkv.errors import ConfigurationError
-from raftkv.types import Member, NodeId
+from raftkv.types import DEFAULT_MAX_UNREAD_BYTES, Member, NodeId
+from raftkv.versions import ClusterVersion
 
 MAX_PORT = 65_535
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9.])?")
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")
 _WILDCARD_HOSTS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # recognised, never bound by default
 
 
@@ -27,6 +29,26 @@ class LogFormat(Enum):
 
     TEXT = "text"
     JSON = "json"
+
+
+class LogLevel(Enum):
+    """The lowest level of log records that are written; the names are those of ``logging``."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class InitialClusterState(Enum):
+    """Whether a node with an empty data directory may begin its cluster."""
+
+    AUTO = "auto"
+    """When every configured peer has answered, and none has met this member."""
+    NEW = "new"
+    """When no peer that can be reached has met this member; the others are not waited for."""
+    EXISTING = "existing"
+    """Never: it joins, or ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,8 @@ class HostPort:
         Raises:
             ConfigurationError: It names none.
         """
+        if "://" in text:
+            raise ConfigurationError(f"{text!r} is a URL: only HOST:PORT of it is wanted here")
         host, colon, port_text = text.rpartition(":")
         if not colon:
             raise ConfigurationError(f"{text!r} is not HOST:PORT: there is no port")
@@ -70,9 +94,13 @@ class HostPort:
 def _parse_host(host: str, text: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         try:
-            return str(IPv6Address(host[1:-1]))
+            address = str(IPv6Address(host[1:-1]))
         except AddressValueError as error:
             raise ConfigurationError(f"{text!r}: {host} is not an IPv6 address ({error})") from None
+        if not address.isascii():
+            # No resolver takes such a zone (fe80::1%zone).
+            raise ConfigurationError(f"{text!r}: {host} is not an IPv6 address (its zone is not ASCII)")
+        return address
     if ":" in host:
         raise ConfigurationError(f"{text!r}: an IPv6 address must stand in brackets, such as [::1]:2379")
     if not host:
@@ -112,18 +140,23 @@ class Storage:
         min_free_bytes: With less free disk than this, writes are refused before they could fail.
         snapshot_journal_bytes: Growth of the journal after which a snapshot is taken and the journal cut.
         snapshot_bytes_per_s: A snapshot is sent to a member that lags behind no faster than this.
+        snapshot_catch_up_bytes: Log that is kept for members that catch up or lag behind.
         quota_bytes: Size of the data at which whatever would let it grow is refused, 0 for no bound.
+        corrupt_check_s: Seconds between two comparisons of the members' stores, 0 for none but those asked for.
     """
 
     min_free_bytes: int = 64 * 1024 * 1024
     snapshot_journal_bytes: int = 32 * 1024 * 1024
     snapshot_bytes_per_s: int = 64 * 1024 * 1024
+    snapshot_catch_up_bytes: int = 256 * 1024 * 1024
     quota_bytes: int = 2 * 1024 * 1024 * 1024
+    corrupt_check_s: float = 14_400.0
 
     def __post_init__(self) -> None:
         _require_at_least("min-free-bytes", self.min_free_bytes, 0)
         _require_at_least("snapshot-journal-bytes", self.snapshot_journal_bytes, 4096)
         _require_at_least("snapshot-bytes-per-s", self.snapshot_bytes_per_s, 65_536)
+        _require_at_least("snapshot-catch-up-bytes", self.snapshot_catch_up_bytes, 0)
         _require_at_least("quota-bytes", self.quota_bytes, 0)
 
 
@@ -135,15 +168,19 @@ class Retention:
         compact_keep_revisions: History: number of revisions, 0 for no bound.
         compact_keep_s: History: age in seconds, 0 for no bound.
         idempotency_keep_s: Seconds for which a write with an idempotency key is recognised when it is sent again.
+        idempotency_max_bytes: Bound on the results that are kept for that, 0 for none. Beyond it, writes with a new key
+            are refused until results expire.
     """
 
     compact_keep_revisions: int = 100_000
     compact_keep_s: float = 0.0
     idempotency_keep_s: int = 300
+    idempotency_max_bytes: int = 512 * 1024 * 1024
 
     def __post_init__(self) -> None:
         _require_at_least("compact-keep-revisions", self.compact_keep_revisions, 0)
         _require_at_least("idempotency-keep-s", self.idempotency_keep_s, 1)
+        _require_at_least("idempotency-max-bytes", self.idempotency_max_bytes, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +190,46 @@ class Limits:
     Attributes:
         max_pending_proposals: Writes that may wait for their outcome; more are refused.
         request_timeout_s: Seconds until a request's outcome is called unknown.
+        max_connections: Clients that may be connected.
+        max_connections_per_address: Clients of one address that may be, 0 for three quarters of all.
+        max_unread_bytes: Bytes of large answers and of streams that clients may leave unread, all together.
+        write_timeout_s: Seconds after which a client that reads nothing is cut off.
     """
 
     max_pending_proposals: int = 20_000
     request_timeout_s: float = 5.0
+    max_connections: int = 10_000
+    max_connections_per_address: int = 0
+    max_unread_bytes: int = DEFAULT_MAX_UNREAD_BYTES
+    write_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         _require_at_least("max-pending-proposals", self.max_pending_proposals, 1)
+        _require_at_least("max-connections", self.max_connections, 1)
+        _require_at_least("max-connections-per-address", self.max_connections_per_address, 0)
+        _require_at_least("max-unread-bytes", self.max_unread_bytes, 1_048_576)
+        if not 1 <= self.write_timeout_s <= 3600:
+            raise ConfigurationError(f"write-timeout-s ({self.write_timeout_s}) must be from 1 to 3600")
         if not 0 < self.request_timeout_s <= 3600:
             raise ConfigurationError(
                 f"request-timeout-s ({self.request_timeout_s}) must be more than 0 and at most 3600"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLogging:
+    """Which requests are logged.
+
+    Attributes:
+        slow_request_ms: Those that take at least so many milliseconds, 0 for none.
+        access_log: Whether every request is.
+    """
+
+    slow_request_ms: int = 1000
+    access_log: bool = False
+
+    def __post_init__(self) -> None:
+        _require_at_least("slow-request-ms", self.slow_request_ms, 0)
 
 
 def _require_at_least(name: str, value: int, minimum: int) -> None:
@@ -232,18 +298,26 @@ class NodeConfig:
         data_dir: Directory that belongs to this member alone.
         listen_client: Where it listens for HTTP.
         advertise_client: URL at which clients and redirects reach it.
+        listen_metrics: Where it serves health and metrics in plain HTTP too, None for nowhere else.
         listen_peer: Where it listens for the other members.
         advertise_peer: ``HOST:PORT`` at which the other members reach it.
         initial_cluster: Every member of the cluster when it begins, this one among them; empty for a node that joins
             a cluster which runs.
+        is_initial_cluster_given: Whether somebody has said so. If not, it holds for an empty data directory only: a
+            member that joined or moved has no list that would be right.
         joining: The cluster to be joined.
+        initial_cluster_state: Whether the node may begin its cluster when its data directory is empty.
         timing: Raft periods.
         storage: What it keeps on disk.
         limits: Bounds of what may wait.
         retention: How much history is kept.
         replacing: Whether dead voters are replaced by themselves.
         tls: Certificates, None to speak without TLS.
+        max_cluster_version: The cluster's version shall not rise above this one, None for no bound.
         log_format: How log records are written.
+        watch_origins: Origins whose pages may watch keys with a browser; ``*`` for any.
+        log_level: The lowest level of records that are written.
+        request_logging: Which requests are logged.
     """
 
     name: NodeId
@@ -254,13 +328,20 @@ class NodeConfig:
     advertise_peer: str
     initial_cluster: tuple[Member, ...]
     joining: Joining = field(default_factory=Joining)
+    initial_cluster_state: InitialClusterState = InitialClusterState.AUTO
     timing: Timing = field(default_factory=Timing)
     storage: Storage = field(default_factory=Storage)
     limits: Limits = field(default_factory=Limits)
     retention: Retention = field(default_factory=Retention)
     replacing: Replacing = field(default_factory=Replacing)
     tls: Tls | None = None
+    max_cluster_version: ClusterVersion | None = None
     log_format: LogFormat = LogFormat.TEXT
+    log_level: LogLevel = LogLevel.INFO
+    request_logging: RequestLogging = field(default_factory=RequestLogging)
+    is_initial_cluster_given: bool = True
+    listen_metrics: HostPort | None = None
+    watch_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.validate()
@@ -271,7 +352,10 @@ class NodeConfig:
         Raises:
             ConfigurationError: Two of them contradict each other.
         """
-        _check_listeners(self.listen_client, self.listen_peer)
+        _check_listeners("client", self.listen_client, "peer", self.listen_peer)
+        if self.listen_metrics is not None:
+            _check_listeners("metrics", self.listen_metrics, "client", self.listen_client)
+            _check_listeners("metrics", self.listen_metrics, "peer", self.listen_peer)
         if self.tls is not None:
             _check_encrypted(self.advertise_client, *self.joining.urls)
         _check_no_duplicates("name", (member.name for member in self.initial_cluster))
@@ -290,10 +374,10 @@ class NodeConfig:
             )
 
 
-def _check_listeners(client: HostPort, peer: HostPort) -> None:
-    same_host = client.host == peer.host or client.is_wildcard or peer.is_wildcard
-    if client.port == peer.port and same_host:
-        raise ConfigurationError(f"listen-client ({client}) and listen-peer ({peer}) would share a port")
+def _check_listeners(name: str, address: HostPort, other_name: str, other: HostPort) -> None:
+    same_host = address.host == other.host or address.is_wildcard or other.is_wildcard
+    if address.port == other.port and same_host:
+        raise ConfigurationError(f"listen-{name} ({address}) and listen-{other_name} ({other}) would share a port")
 
 
 def _check_encrypted(*urls: str) -> None:

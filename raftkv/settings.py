@@ -11,21 +11,39 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from raftkv.config import HostPort, Joining, Limits, LogFormat, NodeConfig, Replacing, Retention, Storage, Timing, Tls
+from raftkv.config import (
+    HostPort,
+    InitialClusterState,
+    Joining,
+    Limits,
+    LogFormat,
+    LogLevel,
+    NodeConfig,
+    Replacing,
+    RequestLogging,
+    Retention,
+    Storage,
+    Timing,
+    Tls,
+)
 from raftkv.discovery import Ports, identity_of_pod
 from raftkv.errors import ConfigurationError
-from raftkv.types import Member, NodeId
+from raftkv.types import NODE_NAME, Member, NodeId
+from raftkv.versions import ClusterVersion
 
 ENVIRONMENT_PREFIX = "RAFTKV_"
 
 _DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_DNS_NAME = 253
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_Choice = TypeVar("_Choice", bound=Enum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +87,15 @@ def _parse_seconds(text: str) -> float:
     return float(text)
 
 
+def _parse_version(text: str) -> ClusterVersion:
+    try:
+        return ClusterVersion.parse(text)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _parse_name(text: str) -> NodeId:
-    if _NAME.fullmatch(text) is None:
+    if NODE_NAME.fullmatch(text) is None:
         raise ConfigurationError(
             f"{text!r} is not a member's name: up to 63 letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
@@ -78,12 +103,17 @@ def _parse_name(text: str) -> NodeId:
     return NodeId(text)
 
 
-def _parse_log_format(text: str) -> LogFormat:
-    try:
-        return LogFormat(text)
-    except ValueError:
-        choices = " or ".join(log_format.value for log_format in LogFormat)
-        raise ConfigurationError(f"{text!r} is not {choices}") from None
+def _one_of(choices: type[_Choice]) -> Callable[[str], _Choice]:
+    """Return the parser of a setting that has one of a few values."""
+    *others, last = (choice.value for choice in choices)
+
+    def parse(text: str) -> _Choice:
+        try:
+            return choices(text)
+        except ValueError:
+            raise ConfigurationError(f"{text!r} is not {', '.join(others)} or {last}") from None
+
+    return parse
 
 
 def _parse_path(text: str) -> Path:
@@ -109,7 +139,7 @@ def _parse_client_url(text: str) -> str:
     if "@" in parts.netloc or parts.path not in ("", "/") or "?" in text or "#" in text:
         raise ConfigurationError(f"{text!r} must be a scheme, a host and a port, and nothing more")
     has_port = re.search(r":[0-9]+$", parts.netloc) is not None
-    default_port = 443 if parts.scheme == "https" else 80
+    default_port = _DEFAULT_PORTS[parts.scheme]
     address = HostPort.parse(parts.netloc if has_port else f"{parts.netloc}:{default_port}")
     if address.is_wildcard:
         raise ConfigurationError(f"{text!r} is no address that clients could connect to")
@@ -118,6 +148,26 @@ def _parse_client_url(text: str) -> str:
 
 def _parse_client_urls(text: str) -> tuple[str, ...]:
     return tuple(_parse_client_url(item.strip()) for item in text.split(","))
+
+
+def _parse_origins(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() if item.strip() == "*" else _parse_origin(item.strip()) for item in text.split(","))
+
+
+def _parse_origin(text: str) -> str:
+    """Return an origin as browsers write it: in lower case, and without the port that its scheme stands for."""
+    try:
+        parts = urlsplit(text.lower())
+        port = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{text!r} is no origin ({error})") from None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or text.lower() != f"{parts.scheme}://{parts.netloc}":
+        raise ConfigurationError(f"{text!r} is no origin, which is http:// or https://, a host, and perhaps a port")
+    if "@" in parts.netloc:
+        raise ConfigurationError(f"{text!r} is no origin: it has a user")
+    if port == _DEFAULT_PORTS[parts.scheme]:
+        return f"{parts.scheme}://{parts.netloc.rpartition(':')[0]}"
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _parse_flag(text: str) -> bool:
@@ -158,6 +208,13 @@ SETTINGS: tuple[Setting, ...] = (
         "http:// (https:// with TLS) and listen-client",
         _parse_client_url,
     ),
+    Setting(
+        "listen-metrics",
+        "HOST:PORT",
+        "Where to serve /livez, /readyz, /health and /metrics, and nothing else, in plain HTTP too.",
+        "none",
+        HostPort.parse,
+    ),
     Setting("listen-peer", "HOST:PORT", "Where to listen for other members.", "127.0.0.1:2380", HostPort.parse),
     Setting(
         "advertise-peer",
@@ -172,6 +229,14 @@ SETTINGS: tuple[Setting, ...] = (
         "Every member's name and advertised peer address, this one's too.",
         "this node alone",
         parse_initial_cluster,
+    ),
+    Setting(
+        "initial-cluster-state",
+        "auto|new|existing",
+        "Whether a node with an empty data directory begins its cluster: auto when every configured peer answers that "
+        "it never met this member, new without waiting for peers that cannot be reached, existing never.",
+        "auto",
+        _one_of(InitialClusterState),
     ),
     Setting(
         "join",
@@ -232,6 +297,13 @@ SETTINGS: tuple[Setting, ...] = (
         _parse_integer,
     ),
     Setting(
+        "snapshot-catch-up-bytes",
+        "BYTES",
+        "Bound on the log that is kept for members that catch up or lag behind.",
+        "268435456",
+        _parse_integer,
+    ),
+    Setting(
         "quota-bytes",
         "BYTES",
         "Size of the data at which puts and leases are refused; 0 for no bound.",
@@ -239,6 +311,34 @@ SETTINGS: tuple[Setting, ...] = (
         _parse_integer,
     ),
     Setting("max-pending-proposals", "N", "Writes that may wait; more are refused.", "20000", _parse_integer),
+    Setting(
+        "max-connections",
+        "N",
+        "Clients that may be connected; fewer where the system allows too few open files.",
+        "10000",
+        _parse_integer,
+    ),
+    Setting(
+        "max-connections-per-address",
+        "N",
+        "Clients of one address that may be connected; 0 for three quarters of all.",
+        "0",
+        _parse_integer,
+    ),
+    Setting(
+        "max-unread-bytes",
+        "BYTES",
+        "Bytes of large answers and of streams that clients may leave unread, all together; then they are refused.",
+        "134217728",
+        _parse_integer,
+    ),
+    Setting(
+        "write-timeout-s",
+        "SECONDS",
+        "Time after which a client that reads nothing is cut off.",
+        "30.0",
+        _parse_seconds,
+    ),
     Setting(
         "request-timeout-s",
         "SECONDS",
@@ -260,6 +360,20 @@ SETTINGS: tuple[Setting, ...] = (
         "Time for which a write with an Idempotency-Key is recognised when it is sent again.",
         "300",
         _parse_integer,
+    ),
+    Setting(
+        "idempotency-max-bytes",
+        "BYTES",
+        "Bound on the results kept for that. Beyond it, writes with a new Idempotency-Key are refused. 0 for none.",
+        "536870912",
+        _parse_integer,
+    ),
+    Setting(
+        "corrupt-check-s",
+        "SECONDS",
+        "Time between two comparisons of the members' stores at one index, made by the leader; 0 for none.",
+        "14400",
+        _parse_seconds,
     ),
     Setting(
         "autopilot-voters",
@@ -297,11 +411,48 @@ SETTINGS: tuple[Setting, ...] = (
         "none",
         _parse_path,
     ),
-    Setting("log-format", "text|json", "How log records are written to standard error.", "text", _parse_log_format),
+    Setting(
+        "max-cluster-version",
+        "MAJOR.MINOR",
+        "While any member has this set, the cluster's version does not rise above it, so a downgrade stays possible.",
+        "none",
+        _parse_version,
+    ),
+    Setting(
+        "watch-origins",
+        "ORIGIN,…|*",
+        "Origins, such as https://ui.example.com, whose pages may watch keys with a browser (CORS); * for any.",
+        "none",
+        _parse_origins,
+    ),
+    Setting("log-format", "text|json", "How log records are written to standard error.", "text", _one_of(LogFormat)),
+    Setting(
+        "log-level",
+        "debug|info|warning|error",
+        "Lowest level of log records that are written.",
+        "info",
+        _one_of(LogLevel),
+    ),
+    Setting(
+        "slow-request-ms",
+        "MS",
+        "Time from which on a request is logged, without its value; 0 to log none.",
+        "1000",
+        _parse_integer,
+    ),
+    Setting("access-log", "true|false", "Whether every request is logged, without its value.", "false", _parse_flag),
 )
 """Every setting of a node, in the order of ``--help``."""
 
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
+
+CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
+"""Names the configuration file."""
+
+_OF_COMMANDS = ("ENDPOINTS", "CACERT", "CERT", "CERT_KEY", "LEASE", "FENCE", "LOCK_TOKEN", "ELECTION_TOKEN")
+"""Variables that commands read, or set for the programs that they run: a node may inherit them."""
+
+_SERVICE_HOST = "_SERVICE_HOST"
 
 
 def parse_toml(text: str, source: str) -> dict[str, str]:
@@ -312,7 +463,7 @@ def parse_toml(text: str, source: str) -> dict[str, str]:
         source: The file's name, for messages.
 
     Raises:
-        ConfigurationError: It is not TOML, has an unknown key, or a value that is neither text nor number.
+        ConfigurationError: It is not TOML, has an unknown key, or a value of another type than it takes.
     """
     try:
         document = tomllib.loads(text)
@@ -322,10 +473,41 @@ def parse_toml(text: str, source: str) -> dict[str, str]:
     for key, value in document.items():
         if key not in _BY_KEY:
             raise ConfigurationError(f"{source}: unknown key {key!r}; the keys are {', '.join(_BY_KEY)}")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ConfigurationError(f"{source}: {key} must be a text or a number")
-        settings[key] = str(value)
+        settings[key] = _text_of(value, _BY_KEY[key], source)
     return settings
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that looks like a setting and is none.
+
+    They do not keep a node from starting: Kubernetes sets variables for each service of a namespace, such as
+    ``RAFTKV_SERVICE_HOST`` and ``RAFTKV_PORT_2379_TCP`` for one that is called raftkv, and other programs may have
+    their own. Those of Kubernetes are recognised by the service's host, which is always among them.
+
+    Args:
+        environment: The process environment.
+    """
+    known = {CONFIG_VARIABLE, *(ENVIRONMENT_PREFIX + name for name in _OF_COMMANDS)}
+    known |= {setting.variable for setting in SETTINGS}
+    services = [name.removesuffix(_SERVICE_HOST) for name in environment if name.endswith(_SERVICE_HOST)]
+    parts = (_SERVICE_HOST, "_SERVICE_PORT", "_PORT")
+    of_services = tuple(service + part for service in services for part in parts)
+    warnings = []
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in known or name.startswith(of_services):
+            continue
+        similar = get_close_matches(name, known, n=1)
+        hint = f"; {similar[0]} is one" if similar else ""
+        warnings.append(f"the variable {name} is ignored: no setting of a node has that name{hint}")
+    return warnings
+
+
+def _text_of(value: object, setting: Setting, source: str) -> str:
+    if isinstance(value, bool) and setting.parse is _parse_flag:
+        return str(value).lower()
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigurationError(f"{source}: {setting.key} must be a text or a number")
+    return str(value)
 
 
 def build_config(
@@ -339,7 +521,7 @@ def build_config(
     Args:
         flags: Texts by TOML key; None for a flag that was not given.
         environment: The process environment. An empty variable counts as unset. Variables that name no
-            setting are ignored: Kubernetes sets some (``RAFTKV_PORT``) for a service that is called raftkv.
+            setting are ignored; ``unknown_variables`` has them.
         file_settings: What ``parse_toml`` returned.
         file_source: The file's name, for messages.
 
@@ -382,7 +564,23 @@ def _parse(setting: Setting, text: str, source: str) -> Any:
 
 _TLS_KEYS = ("tls_cert", "tls_key", "tls_ca")
 _AUTOPILOT_KEYS = ("autopilot_voters", "autopilot_dead_after_s")
-_STORAGE_KEYS = ("min_free_bytes", "snapshot_journal_bytes", "snapshot_bytes_per_s", "quota_bytes")
+_LIMITS_KEYS = (
+    "max_pending_proposals",
+    "request_timeout_s",
+    "max_connections",
+    "max_connections_per_address",
+    "max_unread_bytes",
+    "write_timeout_s",
+)
+_RETENTION_KEYS = ("compact_keep_revisions", "compact_keep_s", "idempotency_keep_s", "idempotency_max_bytes")
+_STORAGE_KEYS = (
+    "min_free_bytes",
+    "snapshot_journal_bytes",
+    "snapshot_bytes_per_s",
+    "snapshot_catch_up_bytes",
+    "quota_bytes",
+    "corrupt_check_s",
+)
 
 
 def _assemble(values: Mapping[str, Any]) -> NodeConfig:
@@ -411,17 +609,22 @@ def _assemble(values: Mapping[str, Any]) -> NodeConfig:
         advertise_peer=advertise_peer,
         initial_cluster=values.get("initial_cluster", () if joining.urls else (Member(name, advertise_peer),)),
         joining=joining,
+        initial_cluster_state=values.get("initial_cluster_state", InitialClusterState.AUTO),
         timing=Timing(**_group(values, "heartbeat_ms", "election_timeout_ms")),
-        storage=Storage(
-            **_group(values, "min_free_bytes", "snapshot_journal_bytes", "snapshot_bytes_per_s", "quota_bytes")
-        ),
-        limits=Limits(**_group(values, "max_pending_proposals", "request_timeout_s")),
-        retention=Retention(**_group(values, "compact_keep_revisions", "compact_keep_s", "idempotency_keep_s")),
+        storage=Storage(**_group(values, *_STORAGE_KEYS)),
+        limits=Limits(**_group(values, *_LIMITS_KEYS)),
+        retention=Retention(**_group(values, *_RETENTION_KEYS)),
         replacing=Replacing(
             **{key.removeprefix("autopilot_"): values[key] for key in _AUTOPILOT_KEYS if key in values}
         ),
         tls=_tls(values),
+        max_cluster_version=values.get("max_cluster_version"),
         log_format=values.get("log_format", LogFormat.TEXT),
+        log_level=values.get("log_level", LogLevel.INFO),
+        request_logging=RequestLogging(**_group(values, "slow_request_ms", "access_log")),
+        listen_metrics=values.get("listen_metrics"),
+        is_initial_cluster_given="initial_cluster" in values,
+        watch_origins=values.get("watch_origins", ()),
     )
 
 

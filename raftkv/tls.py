@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raftkv.errors import ConfigurationError
 
@@ -98,6 +99,26 @@ def load_authority(context: ssl.SSLContext, authority: Path) -> None:
         context.load_verify_locations(authority)
     except ssl.SSLError as error:
         raise ConfigurationError(f"{authority} has no certificates: {error}") from error
+
+
+def expiry_of(certificate: Path) -> float:
+    """Return when a certificate ends (its notAfter), in seconds since 1970. Of several in a file it is the first.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is no PEM.
+    """
+    _require_readable(certificate)
+    try:
+        return ssl.cert_time_to_seconds(_decode_certificate(certificate)["notAfter"])
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"{certificate} is no certificate: {error}") from error
+
+
+def _decode_certificate(certificate: Path) -> dict[str, Any]:
+    # The standard library decodes the certificate of a verified peer only, which an expired one never is. This function
+    # of CPython, made for its tests, decodes any.
+    decoded: dict[str, Any] = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]  # noqa: SLF001
+    return decoded
 
 
 def _require_readable(*files: Path) -> None:

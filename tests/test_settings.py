@@ -9,7 +9,7 @@ import pytest
 
 from raftkv.config import HostPort, LogFormat, Tls
 from raftkv.errors import ConfigurationError
-from raftkv.settings import SETTINGS, build_config, parse_initial_cluster, parse_toml
+from raftkv.settings import SETTINGS, build_config, parse_initial_cluster, parse_toml, unknown_variables
 from raftkv.types import Member
 
 
@@ -19,6 +19,8 @@ def test_without_anything_a_node_is_a_cluster_of_its_own():
     assert str(config.data_dir) == "raftkv-data"
     assert config.advertise_client == "http://127.0.0.1:2379"
     assert config.initial_cluster == (Member("default", "127.0.0.1:2380"),)
+    assert not config.is_initial_cluster_given
+    assert build_config({"initial_cluster": "default=127.0.0.1:2380"}, {}, {}).is_initial_cluster_given
     assert (config.timing.heartbeat_ms, config.timing.election_timeout_ms) == (100, 1000)
 
 
@@ -101,9 +103,16 @@ def test_what_is_listened_on_is_advertised_unless_nobody_could_reach_it():
         ("snapshot_bytes_per_s", "1", "must be at least 65536"),
         ("autopilot_voters", "-1", "must be at least 0"),
         ("max_pending_proposals", "0", "must be at least 1"),
+        ("max_connections", "0", "must be at least 1"),
+        ("max_connections_per_address", "-1", "must be at least 0"),
+        ("max_unread_bytes", "1000", "must be at least 1048576"),
+        ("write_timeout_s", "0.5", "must be from 1 to 3600"),
         ("request_timeout_s", "abc", "is not a number of seconds"),
         ("request_timeout_s", "0", "must be more than 0"),
         ("log_format", "xml", "is not text or json"),
+        ("log_level", "trace", "is not debug, info, warning or error"),
+        ("slow_request_ms", "-1", "must be at least 0"),
+        ("access_log", "yes", "is neither true nor false"),
     ],
 )
 def test_what_is_wrong_is_named(flag, text, message):
@@ -165,3 +174,69 @@ def test_with_certificates_everything_is_advertised_with_https():
 def test_half_of_tls_is_refused(given, message):
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         build_config(given, {}, {})
+
+
+def test_origins_are_written_as_browsers_write_them():
+    given = "https://UI.example.com:443, http://localhost:3000,http://[::1]:80,*"
+    expected = ("https://ui.example.com", "http://localhost:3000", "http://[::1]", "*")
+    assert build_config({"watch_origins": given}, {}, {}).watch_origins == expected
+    assert build_config({}, {}, {}).watch_origins == ()
+    for wrong in (
+        "ui.example.com",
+        "https://a/",
+        "https://a/x",
+        "ftp://a",
+        "https://",
+        "http://a:x",
+        "http://u@a",
+        "a,",
+    ):
+        with pytest.raises(ConfigurationError, match=r"--watch-origins: .* is no origin"):
+            build_config({"watch_origins": wrong}, {}, {})
+
+
+def test_unknown_variable_is_named_with_what_may_have_been_meant():
+    (warning,) = unknown_variables({"RAFTKV_TLS_CLIENTCA": "ca.crt", "RAFTKV_NAME": "n1", "PATH": "/bin"})
+    assert warning == (
+        "the variable RAFTKV_TLS_CLIENTCA is ignored: no setting of a node has that name; RAFTKV_TLS_CLIENT_CA is one"
+    )
+    (warning,) = unknown_variables({"RAFTKV_LISTEN_PORT": "1"})
+    assert warning.startswith("the variable RAFTKV_LISTEN_PORT is ignored")
+
+
+@pytest.mark.parametrize("service", ["RAFTKV", "RAFTKV_CLIENT"])
+def test_variables_of_commands_and_of_kubernetes_services_are_no_mistake(service):
+    of_kubernetes = {
+        f"{service}_{name}": "x"
+        for name in (
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_CLIENT",
+            "PORT",
+            "PORT_2379_TCP",
+            "PORT_2379_TCP_ADDR",
+            "PORT_2379_TCP_PORT",
+            "PORT_2379_TCP_PROTO",
+        )
+    }
+    of_commands = {"RAFTKV_CONFIG": "x", "RAFTKV_ENDPOINTS": "x", "RAFTKV_CERT_KEY": "x", "RAFTKV_FENCE": "1"}
+    assert unknown_variables(of_kubernetes | of_commands) == []
+    assert build_config({}, of_kubernetes, {}) == build_config({}, {}, {})
+
+
+def test_metrics_have_a_port_of_their_own_or_none():
+    assert build_config({}, {}, {}).listen_metrics is None
+    assert str(build_config({"listen_metrics": "0.0.0.0:2381"}, {}, {}).listen_metrics) == "0.0.0.0:2381"
+    for port in (2379, 2380):
+        with pytest.raises(ConfigurationError, match=r"listen-metrics \(.*would share a port"):
+            build_config({"listen_metrics": f"0.0.0.0:{port}"}, {}, {})
+
+
+def test_url_in_place_of_an_address_is_called_one():
+    with pytest.raises(ConfigurationError, match=r"'http://10\.0\.0\.1:2380' is a URL: only HOST:PORT"):
+        build_config({"initial_cluster": "default=http://10.0.0.1:2380"}, {}, {})
+
+
+def test_a_file_says_true_and_false_as_toml_does():
+    assert parse_toml("access_log = true\nreplace_lost = false", "f") == {"access_log": "true", "replace_lost": "false"}
+    assert parse_toml("access_log = 'true'", "f") == {"access_log": "true"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
@@ -29,14 +30,28 @@ class TestAuthority:
         authority.cert_pem.write_to_path(directory / "ca.crt")
         return cls(directory, authority)
 
+    def bundle(self, other: TestAuthority) -> Path:
+        """Make a file with the certificates of this authority and another."""
+        file = self.directory / "bundle.crt"
+        file.write_bytes(self.certificate.read_bytes() + other.certificate.read_bytes())
+        return file
+
     @property
     def certificate(self) -> Path:
         """The authority's own certificate."""
         return self.directory / "ca.crt"
 
-    def certify(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Make a certificate for some hosts, again if there is one; return it and its key."""
-        issued = self.authority.issue_cert(*hosts, common_name=name)
+    def certify(self, name: str, *hosts: str, days: int | None = None) -> tuple[Path, Path]:
+        """Make a certificate for some hosts, again if there is one; return it and its key.
+
+        Args:
+            name: Its common name, and that of its files.
+            hosts: Names and addresses that it is for.
+            days: From now until it ends; a negative number for one that has ended, None for years.
+        """
+        now = datetime.now(UTC)
+        ends = {} if days is None else {"not_before": now - timedelta(400), "not_after": now + timedelta(days)}
+        issued = self.authority.issue_cert(*hosts, common_name=name, **ends)
         certificate, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         issued.private_key_pem.write_to_path(key)
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from raftkv.errors import ConfigurationError
+from raftkv.ports import PRIVATE_DIRECTORY, PRIVATE_FILE
 
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 _LOCK_NAME = "lock"
@@ -47,7 +48,7 @@ class RealDirectory:
     """A directory of the real file system.
 
     Args:
-        path: The directory; created when missing.
+        path: The directory; created when missing, for its owner alone.
 
     Raises:
         ConfigurationError: It cannot be created or written.
@@ -56,10 +57,7 @@ class RealDirectory:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            created = not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            if created:
-                sync_directory(path.parent)
+            make_directory(path)
         except OSError as error:
             raise ConfigurationError(f"the data directory {path} cannot be made: {error.strerror}") from error
         if not os.access(path, os.W_OK | os.X_OK):
@@ -91,7 +89,7 @@ class RealDirectory:
     def create(self, name: str) -> RealAppendFile:
         """Create a file that must not exist yet."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        return RealAppendFile(os.open(self._path / name, flags, 0o600))
+        return RealAppendFile(os.open(self._path / name, flags, PRIVATE_FILE))
 
     def open_append(self, name: str, size: int) -> RealAppendFile:
         """Open an existing file for appending after cutting it to ``size`` bytes."""
@@ -137,8 +135,7 @@ class RealDirectory:
 
     def free_bytes(self) -> int:
         """Return the bytes that an unprivileged process may still use."""
-        stat = os.statvfs(self._path)
-        return stat.f_bavail * stat.f_frsize
+        return free_bytes(self._path)
 
 
 class DataDirectoryLock:
@@ -153,7 +150,7 @@ class DataDirectoryLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        descriptor = os.open(self._path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -179,6 +176,20 @@ def boot_id() -> str:
         return _BOOT_ID_PATH.read_text().strip()
     except OSError:
         return f"unknown-{os.getpid()}-{time.time_ns()}"
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory durably, for its owner alone, unless it exists."""
+    created = not path.exists()
+    path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+    if created:
+        sync_directory(path.parent)
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the bytes of a file system that an unprivileged process may still use."""
+    stat = os.statvfs(directory)
+    return stat.f_bavail * stat.f_frsize
 
 
 def sync_directory(path: Path) -> None:

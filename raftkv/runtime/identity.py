@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from raftkv.errors import ConfigurationError, CorruptData, ForeignData
+from raftkv.errors import ConfigurationError, CorruptData, ForeignData, UnsupportedVersion
+from raftkv.formats import Format, Formats, UnknownFormat
 from raftkv.membership import MemberId, initial_member_id
 from raftkv.ports import Directory, Randomness
 from raftkv.runtime.files import sync_directory
 from raftkv.types import ClusterId, Member, NodeId
+from raftkv.versions import FIRST_VERSION, ClusterVersion
 
 _FILE_NAME = "identity.json"
-_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Identity:
         member_id: Its id as a member.
         storage_id: This very data directory.
         members: The members that the cluster was bootstrapped with.
+        restored_from: The cluster whose backup this cluster began with; empty when it began with nothing.
     """
 
     cluster_id: ClusterId
@@ -41,6 +45,7 @@ class Identity:
     member_id: MemberId
     storage_id: str
     members: tuple[Member, ...]
+    restored_from: str = ""
 
 
 def cluster_id_of(members: tuple[Member, ...]) -> ClusterId:
@@ -53,9 +58,16 @@ def listing_of(members: tuple[Member, ...]) -> str:
     return ",".join(f"{member.name}={member.peer_address}" for member in sorted(members, key=lambda m: m.name))
 
 
-def store_identity(directory: Directory, identity: Identity) -> None:
-    """Write the identity of a data directory."""
-    fields = {"format": _FORMAT_VERSION, **asdict(identity), "member_id": f"{identity.member_id:016x}"}
+def store_identity(directory: Directory, identity: Identity, cluster_version: ClusterVersion = FIRST_VERSION) -> None:
+    """Write the identity of a data directory.
+
+    Args:
+        directory: The data directory.
+        identity: Whose it is.
+        cluster_version: The cluster's version, which the format follows; a cluster that begins is at the first.
+    """
+    number = IDENTITY_FORMATS.written_at(cluster_version)
+    fields = {"format": number, **asdict(identity), "member_id": f"{identity.member_id:016x}"}
     directory.replace(_FILE_NAME, orjson.dumps(fields))
 
 
@@ -125,19 +137,29 @@ def read_identity(directory: Directory) -> Identity:
 
     Raises:
         CorruptData: It does not check.
+        UnsupportedVersion: It is of a format that this release does not read.
     """
     path = f"{directory.path}/{_FILE_NAME}"
     try:
         fields = orjson.loads(directory.read(_FILE_NAME))
-        if fields["format"] != _FORMAT_VERSION:
-            raise CorruptData(path, 0, f"identity format {fields['format']} is unknown")
-        members = tuple(Member(NodeId(m["name"]), m["peer_address"]) for m in fields["members"])
-        return Identity(
-            ClusterId(fields["cluster_id"]),
-            NodeId(fields["name"]),
-            MemberId(int(fields["member_id"], 16)),
-            fields["storage_id"],
-            members,
-        )
+        return IDENTITY_FORMATS.read(fields["format"], fields)
+    except UnknownFormat as error:
+        raise UnsupportedVersion(f"{path}: {error}; the data was left as it is") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(path, 0, f"not an identity ({error})") from error
+
+
+def _read_2(fields: Mapping[str, Any]) -> Identity:
+    members = tuple(Member(NodeId(m["name"]), m["peer_address"]) for m in fields["members"])
+    return Identity(
+        ClusterId(fields["cluster_id"]),
+        NodeId(fields["name"]),
+        MemberId(int(fields["member_id"], 16)),
+        fields["storage_id"],
+        members,
+        str(fields.get("restored_from", "")),
+    )
+
+
+IDENTITY_FORMATS: Formats[Mapping[str, Any], Identity] = Formats("identity", {2: Format(_read_2)})
+"""Formats of identities, which are never rewritten: a reader stays for as long as its data directories may."""

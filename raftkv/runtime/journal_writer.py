@@ -6,12 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from raftkv.consensus.journal import Batch
 from raftkv.consensus.segments import SegmentedLog
-from raftkv.errors import FatalError
 from raftkv.types import Index
 
 
@@ -31,7 +31,8 @@ class JournalWriter:
     Args:
         log: The durable half of the journal; only the thread touches it once ``start`` was called.
         on_synced: Called on the event loop with the position up to which everything is durable.
-        on_failed: Called on the event loop, once, when a write or sync failed; nothing is written after that.
+        on_failed: Called on the event loop, once, with the error that ended the thread: a write or sync failed, or an
+            exception that nothing expects. Nothing is written after that.
         observe_sync: Called in the thread with the seconds that writing and syncing took.
     """
 
@@ -39,7 +40,7 @@ class JournalWriter:
         self,
         log: SegmentedLog,
         on_synced: Callable[[int], None],
-        on_failed: Callable[[FatalError], None],
+        on_failed: Callable[[BaseException], None],
         observe_sync: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._log = log
@@ -73,10 +74,11 @@ class JournalWriter:
         try:
             while self._run_once():
                 pass
-        except FatalError as error:
+        except BaseException as error:  # noqa: BLE001 - a thread that ended unnoticed would stop the journal in silence
             self._report_failure(error)
         finally:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
 
     def _run_once(self) -> bool:
         orders = [self._orders.get()]
@@ -100,6 +102,6 @@ class JournalWriter:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._on_synced, position)
 
-    def _report_failure(self, error: FatalError) -> None:
+    def _report_failure(self, error: BaseException) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._on_failed, error)

@@ -27,9 +27,7 @@ class PeerProbe:
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
-            asked = time.monotonic()
             await asyncio.sleep(_PROBE_SECONDS)
-            self._metrics.observe_loop_lag(max(0.0, time.monotonic() - asked - _PROBE_SECONDS))
             others = (m.name for m in self._replica.membership.members if m.id != self._replica.member_id)
             await asyncio.gather(*(self._ask(name) for name in others))
 

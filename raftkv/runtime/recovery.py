@@ -60,6 +60,7 @@ def recover_storage(
         ForeignData: It belongs to another member or cluster.
         ConfigurationError: It is empty, and no members are given.
         CorruptData: Something does not check; nothing was changed.
+        UnsupportedVersion: Something is of a format, or of a cluster version, that this release does not support.
         StorageFailed: The disk refused.
     """
     try:
@@ -82,7 +83,7 @@ def _recover(
     manifest = catalog.newest()
     machine = open_machine(identity.cluster_id)
     try:
-        journal, segments = _recover_journal(directory, identity.cluster_id, manifest, segment_bytes)
+        journal, segments = _recover_journal(directory, identity.cluster_id, machine, manifest, segment_bytes)
         if manifest is not None and machine.applied_index < manifest.index:
             _restore(machine, catalog, manifest)
         if machine.applied_index == 0:
@@ -95,18 +96,27 @@ def _recover(
 
 
 def _recover_journal(
-    directory: Directory, cluster_id: ClusterId, manifest: SnapshotManifest | None, segment_bytes: int
+    directory: Directory,
+    cluster_id: ClusterId,
+    machine: Machine,
+    manifest: SnapshotManifest | None,
+    segment_bytes: int,
 ) -> tuple[Journal, SegmentedLog]:
     recovered = recover(
         directory.child("journal"), cluster_id, None if manifest is None else (manifest.index, manifest.term)
     )
     if recovered.cut_bytes:
-        logger.warning("cut %d bytes of a torn record from the end of the journal", recovered.cut_bytes)
-    return Journal(recovered), SegmentedLog(directory.child("journal"), cluster_id, recovered, segment_bytes)
+        logger.warning("cut %d bytes of an unsynced write from the end of the journal", recovered.cut_bytes)
+    journal = Journal(recovered, None if manifest is None else manifest.history)
+    segments = SegmentedLog(
+        directory.child("journal"), cluster_id, recovered, segment_bytes, lambda: machine.cluster_version
+    )
+    return journal, segments
 
 
 def _restore(machine: Machine, catalog: SnapshotCatalog, manifest: SnapshotManifest) -> None:
     logger.info("restoring the store from the snapshot at index %d", manifest.index)
+    machine.check_installable(manifest.store_format, manifest.cluster_version, catalog.path(manifest))
     catalog.verify(manifest)
     machine.install_staged(machine.stage(catalog.path(manifest)))
 

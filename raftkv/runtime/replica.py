@@ -9,32 +9,65 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from raftkv import __version__
+from raftkv.consensus import core as core_module
 from raftkv.consensus.core import RaftCore
+from raftkv.consensus.disk_room import DiskRoom
+from raftkv.consensus.entries import Committed
 from raftkv.consensus.journal import Journal
-from raftkv.consensus.messages import Message, SnapshotAck, SnapshotChunk, StatusRequest, StatusResult
-from raftkv.errors import FatalError, NoLeader, NotApplied, NotLeader, ShuttingDown, StorageLow
+from raftkv.consensus.messages import (
+    AppendEntries,
+    Message,
+    SnapshotAck,
+    SnapshotChunk,
+    StateDivergence,
+    StateHashRequest,
+    StateHashResult,
+    StatusRequest,
+    StatusResult,
+)
+from raftkv.consensus.state_check import CheckReport
+from raftkv.errors import LogsContradict, NoLeader, NotApplied, NotLeader, ShuttingDown, StorageLow
 from raftkv.membership import ClusterMember, MemberId, Membership
-from raftkv.ports import Clock, Directory
+from raftkv.ports import Clock, Directory, Worker
+from raftkv.runtime.apply_loop import ApplyLoop
+from raftkv.runtime.corrupt_alarms import CorruptAlarms
 from raftkv.runtime.identity import Identity
 from raftkv.runtime.journal_writer import JournalWriter
+from raftkv.runtime.promises import Promises
 from raftkv.runtime.snapshots import SnapshotKeeper
+from raftkv.runtime.state_check import CheckPolicy, StateChecks
 from raftkv.runtime.transport import Transport
+from raftkv.service.api import DiskSpace, FollowerLag
 from raftkv.service.duties import LeaderDuties
 from raftkv.service.members import Progress
 from raftkv.service.proposer import Proposer, ProposerLimits
 from raftkv.service.reads import ReadGate
+from raftkv.service.slices import SlicePolicy, Slices
 from raftkv.service.watches import WatchHub
-from raftkv.store.machine import CommittedEntry, Machine
+from raftkv.store.alarms import grows
+from raftkv.store.commands import Command
+from raftkv.store.machine import Machine
+from raftkv.store.results import Result
 from raftkv.types import MAX_ENTRY_BYTES, Index, NodeId, NodeStatus, Revision, Role, Term
+from raftkv.versions import AnnouncedVersions, ClusterVersion
 
 logger = logging.getLogger(__name__)
 
 _STATUS_TIMEOUT_SECONDS = 0.5
 _DISK_CHECK_SECONDS = 1.0
+_PROMISE_SECONDS = 1.0
+"""Between records of what other members have acknowledged; a killed node forgets what is younger."""
+
+_ROOM_TEXTS = {
+    DiskRoom.ENOUGH: "the disk has room again",
+    DiskRoom.LOW: "the disk is nearly full, writes shall not depend on this node",
+    DiskRoom.EXHAUSTED: "the disk is nearly full, this node takes no entries",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +79,18 @@ class ReplicaSettings:
         min_free_bytes: Below this much free disk, writes are refused.
         proposer: Bounds of pending writes.
         read_timeout_seconds: Deadline of linearizable reads.
+        held_version: The cluster's version shall not rise above this one, None for no such wish.
+        slices: Share of each iteration of the event loop that long work on the store has.
+        check: When the members' stores are compared.
     """
 
     heartbeat_seconds: float
     min_free_bytes: int
     proposer: ProposerLimits
     read_timeout_seconds: float
+    held_version: ClusterVersion | None = None
+    slices: SlicePolicy = field(default_factory=SlicePolicy)
+    check: CheckPolicy = field(default_factory=CheckPolicy)
 
 
 class Replica:
@@ -67,11 +106,14 @@ class Replica:
         disk: The data directory, asked for its free space.
         clock: Monotonic time.
         settings: Periods and bounds.
+        worker: Asks the disk for its free space.
         on_fatal: Called once with an error after which the node must stop.
         observe_apply: Called with the seconds that applying entries took.
 
     Attributes:
         leader_changes: Leaders that this node has seen begin.
+        announced: What this node says of cluster versions to the others.
+        promises: What the others have acknowledged to it.
     """
 
     def __init__(
@@ -85,6 +127,7 @@ class Replica:
         disk: Directory,
         clock: Clock,
         settings: ReplicaSettings,
+        worker: Worker,
         on_fatal: Callable[[BaseException], None],
         observe_apply: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
@@ -99,8 +142,9 @@ class Replica:
         self._disk = disk
         self._clock = clock
         self._settings = settings
+        self._worker = worker
         self._on_fatal = on_fatal
-        self._observe_apply = observe_apply
+        self._apply_loop = ApplyLoop(machine, clock, settings.slices, observe_apply)
         self._writer: JournalWriter | None = None
         self._transport: Transport | None = None
         self._snapshots: SnapshotKeeper | None = None
@@ -108,18 +152,51 @@ class Replica:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._turn_is_due = False
+        self._is_apply_due = False
         self._stopped = False
         self._handing_over = False
-        self._storage_is_low = False
+        self._unchecked_bytes = 0
+        self._disk_was_stalled = False
         self._next_disk_check = 0.0
+        self._next_promise_record = 0.0
+        self.promises = Promises(journal, core.promised_index)
+        self._is_checking_disk = False
+        self._free_bytes = 0
         self._reported: tuple[Term, Role, NodeId | None] | None = None
         self._last_led_term = Term(0)
         self.leader_changes = 0
+        self.announced = AnnouncedVersions(machine.supported_versions, settings.held_version)
+        self._announced_by: dict[MemberId, AnnouncedVersions] = {}
+        self._appending_peer: NodeId | None = None
+        self._unread_peer: NodeId | None = None
         self._role_changed = asyncio.Event()
         self._status_waiters: dict[int, asyncio.Future[NodeStatus]] = {}
         self._last_status_request = 0
-        self.proposer = Proposer(core, clock, settings.proposer, self.refusal, self.wake)
-        self.watches = WatchHub(machine)
+        self.proposer = Proposer(
+            core,
+            clock,
+            settings.proposer,
+            self.refusal,
+            self.wake,
+            lambda: machine.cluster_version,
+            self._apply_loop.will_apply,
+        )
+        self._corrupt_alarms = CorruptAlarms(core, machine, self.proposer)
+        self.slices = Slices(clock, settings.slices)
+        self.watches = WatchHub(machine, self.slices)
+        self.checks = StateChecks(
+            self._name,
+            core,
+            lambda: journal.last_index,
+            machine,
+            self._apply_loop,
+            clock,
+            settings.check,
+            self._send,
+            lambda: self._membership,
+            self._corrupt_alarms.raise_for,
+            self._fail,
+        )
         self.gate = ReadGate(core, clock, settings.read_timeout_seconds, lambda: core.leader is not None, self.wake)
 
     def start(
@@ -131,6 +208,8 @@ class Replica:
         self._transport = transport
         self._snapshots = snapshots
         self._loop = asyncio.get_running_loop()
+        # Known before the first entry is taken. Later a disk that hangs must not hold the event loop.
+        self._take_free_bytes(self._disk.free_bytes())
         self._on_timer()
 
     async def hand_over(self, timeout_seconds: float) -> bool:
@@ -140,6 +219,9 @@ class Replica:
             Whether this node does not lead any more.
         """
         self._handing_over = True
+        self._next_promise_record = 0.0
+        self._record_promises()
+        self._write_journal()
         return await self._give_leadership(None, timeout_seconds)
 
     async def transfer_leadership(self, target: NodeId | None, timeout_seconds: float) -> bool:
@@ -187,14 +269,20 @@ class Replica:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        self.checks.stop()
+        self._apply_loop.stop()
         self.proposer.stop()
         self.gate.stop()
         self.watches.stop()
         for waiter in self._status_waiters.values():
             waiter.cancel()
 
-    def refusal(self) -> NotApplied | None:
-        """Return why this node cannot propose a write now, None when it can."""
+    def refusal(self, command: Command | None = None) -> NotApplied | None:
+        """Return why this node cannot propose a command now, None when it can.
+
+        Args:
+            command: The command, None to ask for reasons that hold for every command.
+        """
         if self._stopped:
             return ShuttingDown("the node is stopping")
         if self._is_removed:
@@ -206,9 +294,26 @@ class Replica:
             return NotLeader(leader, self.client_url(leader))
         if self._handing_over:
             return ShuttingDown("the node is handing over its leadership")
-        if self._storage_is_low or self._store_is_full():
+        if self._core.disk_is_stalled:
+            return NoLeader(self._stall)
+        divergence = self._core.divergence
+        if divergence is not None:
+            return LogsContradict(divergence)
+        if self._store_is_full():
             return StorageLow(f"the disk of {self._disk.path} is nearly full")
-        return None
+        return self._refusal_for_room(command)
+
+    def _refusal_for_room(self, command: Command | None) -> StorageLow | None:
+        """Refuse before the disks of a majority are full; what frees space may use the last of the room."""
+        need = DiskRoom.ENOUGH if command is not None and grows(command) else DiskRoom.LOW
+        if self._core.disk_room > need:
+            return StorageLow(f"the disk of {self._disk.path} is nearly full")
+        short = self._core.voters_without_room(need)
+        return StorageLow(f"no majority without nearly full disks: {', '.join(short)}") if short else None
+
+    @property
+    def _stall(self) -> str:
+        return f"the disk of {self._name} has not answered for {self._core.unsynced_seconds:.1f} s"
 
     def _store_is_full(self) -> bool:
         room = self._machine.room_bytes
@@ -242,7 +347,33 @@ class Replica:
             client_url=self._client_url,
             peer_address=self._peer_address,
             version=__version__,
+            cluster_version=self._machine.cluster_version,
+            supported_versions=self._machine.supported_versions,
         )
+
+    @property
+    def cluster_version(self) -> ClusterVersion:
+        """The cluster's version, as far as this node has applied."""
+        return self._machine.cluster_version
+
+    def meet(self, name: NodeId, member_id: MemberId, announced: AnnouncedVersions) -> str | None:
+        """Note what a peer says of cluster versions in a handshake; return why it cannot take part, None when it can.
+
+        Args:
+            name: The peer.
+            member_id: Its id as a member.
+            announced: What it says.
+        """
+        self._announced_by[member_id] = announced
+        return announced.supported.refusal(name, self._machine.cluster_version)
+
+    def versions_of(self, member: ClusterMember) -> AnnouncedVersions | None:
+        """Return what a member that can be reached announced; None when it cannot be reached."""
+        if member.id == self._identity.member_id:
+            return self.announced
+        if self._transport is None or not self._transport.is_connected(member.name):
+            return None
+        return self._announced_by.get(member.id)
 
     @property
     def member_id(self) -> MemberId:
@@ -263,6 +394,38 @@ class Replica:
     def _is_removed(self) -> bool:
         return self._identity.member_id in self._membership.removed
 
+    @property
+    def contradicting(self) -> set[NodeId]:
+        """At a leader: the members whose log contradicts this one."""
+        return self._core.contradicting
+
+    @property
+    def has_contradicted_log(self) -> bool:
+        """Whether logs contradict each other, and this node refuses writes and linearizable reads for that."""
+        return self._core.divergence is not None
+
+    @property
+    def unsynced_seconds(self) -> float:
+        """For how long the journal's oldest unsynced record has waited for the disk."""
+        return self._core.unsynced_seconds
+
+    def disk_space(self) -> DiskSpace:
+        """Return how much room the disk has, as of the last time it was asked."""
+        return DiskSpace(self._free_bytes, self._settings.min_free_bytes)
+
+    def follower_lags(self) -> dict[NodeId, FollowerLag]:
+        """At a leader: how far each other member is behind; else nothing."""
+        if self._core.role is not Role.LEADER:
+            return {}
+        others = [member.name for member in self._membership.members if member.id != self._identity.member_id]
+        return {name: self._lag_of(name) for name in others}
+
+    def _lag_of(self, follower: NodeId) -> FollowerLag:
+        journal, match = self._journal, self._core.match_index(follower)
+        is_in_journal = match >= journal.base_index
+        behind_bytes = journal.bytes_between(match, journal.last_index) if is_in_journal else None
+        return FollowerLag(journal.last_index - match, behind_bytes)
+
     def progress_of(self, member: NodeId) -> Progress | None:
         """At a leader: how far a member is that can be reached; None when it cannot."""
         if member == self._name:
@@ -276,6 +439,16 @@ class Replica:
         if member.id == self._identity.member_id:
             return self._identity.storage_id
         return self._journal.member_storage.get(f"{member.id:016x}")
+
+    async def check_states(self) -> CheckReport:
+        """Compare the members' stores now; see ``StateChecks.run_now``.
+
+        Raises:
+            NotLeader: Another node leads.
+            NoLeader: Nobody is known to, or the leadership ended meanwhile.
+        """
+        self.require_leader()
+        return await self.checks.run_now()
 
     async def status_of(self, member: NodeId) -> NodeStatus | None:
         """Ask a member for its status; None when it does not answer soon."""
@@ -297,7 +470,8 @@ class Replica:
 
     def on_synced(self, position: int) -> None:
         """Take the journal thread's word that everything up to a position is durable."""
-        self._guarded(lambda: self._core.journal_synced(position))
+        self._guarded(self._core.journal_synced, position)
+        self._push_back()
         self._turn()
 
     def on_message(self, peer: NodeId, message: Message) -> None:
@@ -308,7 +482,15 @@ class Replica:
             self._take_status(peer, message)
         elif isinstance(message, SnapshotAck):
             self._keeper.receive_ack(peer, message)
+        elif isinstance(message, StateHashRequest):
+            self.checks.receive_request(peer, message)
+        elif isinstance(message, StateHashResult):
+            self.checks.receive_result(peer, message)
+        elif isinstance(message, StateDivergence):
+            self.checks.receive_divergence(peer, message)
         else:
+            if isinstance(message, AppendEntries) and message.entries:
+                self._appending_peer = peer
             self._core.receive(peer, message)
             if isinstance(message, SnapshotChunk) and message.term == self._core.term:
                 self._keeper.receive_chunk(peer, message)
@@ -317,11 +499,13 @@ class Replica:
     def on_connected(self, peer: NodeId) -> None:
         """A peer can be reached."""
         self._core.connected(peer)
+        self.checks.connected(peer)
         self.wake()
 
     def on_disconnected(self, peer: NodeId) -> None:
         """A peer cannot be reached any more."""
         self._core.disconnected(peer)
+        self.checks.disconnected(peer)
         self._keeper.peer_lost(peer)
         self.wake()
 
@@ -347,10 +531,12 @@ class Replica:
 
     def on_installed(self, index: Index) -> None:
         """The store was replaced by a snapshot that reaches up to an index."""
+        self._apply_loop.skip_to(index)
         self.proposer.skipped_to(index)
         self.gate.applied(index)
         self.watches.skipped()
         self._adopt_membership()
+        self.checks.applied()
         self.wake()
 
     def on_guest(self, peer: NodeId) -> None:
@@ -380,7 +566,16 @@ class Replica:
     def _tick(self) -> None:
         assert self._duties is not None
         self._duties.tick()
+        self.checks.poll()
+        self._corrupt_alarms.tick()
         self._machine.purge()
+        self._record_promises()
+
+    def _record_promises(self) -> None:
+        now = self._clock.now()
+        if now >= self._next_promise_record and self._core.disk_room is DiskRoom.ENOUGH:
+            self._next_promise_record = now + _PROMISE_SECONDS
+            self.promises.record(member for member in self._membership.members if member.name != self._name)
 
     def leading(self) -> Term | None:
         """Return the term in which this node leads, None when it does not."""
@@ -410,15 +605,17 @@ class Replica:
         self._send_messages()
         self._write_journal()
         self._apply()
+        self._refuse_contradicted_reads()
         self.gate.confirmed(self._core.take_confirmed_reads())
         self.gate.applied(self._machine.applied_index)
+        self._watch_disk()
         self._report_changes()
-        if self.proposer.can_flush:
+        if self.proposer.can_flush or self._core.has_more_committed:
             self.wake()
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
-            action()
+            action(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, going on could break a promise
             self._fail(error)
 
@@ -427,7 +624,7 @@ class Replica:
             self.stop()
             self._on_fatal(error)
 
-    def on_failed(self, error: FatalError) -> None:
+    def on_failed(self, error: BaseException) -> None:
         """Stop after an error of another part of the node."""
         self._fail(error)
 
@@ -442,24 +639,70 @@ class Replica:
         assert self._writer is not None
         batch = self._journal.take_batch()
         if batch is not None:
+            self._unchecked_bytes += len(batch.data)
             self._writer.write(batch)
+        self._push_back()
+
+    def _push_back(self) -> None:
+        """Stop to read from the peer that sends entries while the disk is far behind, and go on when it has caught up.
+
+        The bytes then wait at the sender (TCP's flow control). Other peers are read, so votes and questions arrive.
+        """
+        unsynced = self._journal.unsynced_bytes
+        if self._unread_peer is None:
+            if unsynced > core_module.MAX_UNSYNCED_BYTES and self._appending_peer is not None:
+                self._unread_peer = self._appending_peer
+                logger.warning("the disk is %d bytes behind, not reading from %s", unsynced, self._unread_peer)
+                self._set_reading(self._unread_peer, is_reading=False)
+        elif unsynced <= core_module.MAX_UNSYNCED_BYTES // 2:
+            peer, self._unread_peer = self._unread_peer, None
+            self._set_reading(peer, is_reading=True)
+
+    def _set_reading(self, peer: NodeId, *, is_reading: bool) -> None:
+        if self._transport is not None:
+            self._transport.set_reading(peer, is_reading=is_reading)
 
     def _apply(self) -> None:
-        committed = self._core.take_committed()
-        if not committed:
+        self._apply_loop.take(self._core.take_committed())
+        before = self._machine.applied_index
+        self._apply_loop.run(self._on_applied)
+        if self._machine.applied_index != before:
+            self._machine.purge()
+        if self._apply_loop.is_busy:
+            self._go_on_applying()
+
+    def _go_on_applying(self) -> None:
+        if self._is_apply_due or self._loop is None:
             return
-        entries = [CommittedEntry(entry.index, entry.term, entry.payload) for entry in committed]
-        began = self._clock.now()
-        results_of_entries = self._machine.apply(entries)
-        self._observe_apply(self._clock.now() - began)
+        self._is_apply_due = True
+        pause = self._settings.slices.pause_seconds
+        if pause:
+            self._loop.call_later(pause, self._apply_later)
+        else:
+            self._loop.call_soon(self._apply_later)
+
+    def _apply_later(self) -> None:
+        self._is_apply_due = False
+        if not self._stopped and not self._turn_is_due:
+            self._guarded(self._apply_more)
+
+    def _apply_more(self) -> None:
+        """Apply without the rest of an iteration, which costs half as much as a slice; what calls for that wakes it."""
+        before = self._machine.applied_index
+        self._apply()
+        if self._machine.applied_index != before:
+            self.wake()
+
+    def _on_applied(self, committed: Sequence[Committed], results_of_entries: Sequence[list[Result]]) -> None:
+        """Make a group of entries known that the store has just applied."""
         for entry, results in zip(committed, results_of_entries, strict=True):
             self.proposer.applied(entry.index, entry.term, results)
         if self._journal.membership_changes:
             self._adopt_membership()
         assert self._duties is not None
         self._duties.applied()
-        self.watches.applied(self._machine.take_events())
-        self._machine.purge()
+        self.watches.applied(self._machine.take_changes())
+        self.checks.applied()
 
     def _adopt_membership(self) -> None:
         membership = self._machine.membership
@@ -481,13 +724,57 @@ class Replica:
 
     def _check_disk(self) -> None:
         now = self._clock.now()
-        if now < self._next_disk_check:
+        is_due = now >= self._next_disk_check or self._unchecked_bytes >= self._settings.min_free_bytes // 8
+        if not is_due or self._is_checking_disk:
             return
         self._next_disk_check = now + _DISK_CHECK_SECONDS
-        is_low = self._disk.free_bytes() < self._settings.min_free_bytes
-        if is_low != self._storage_is_low:
-            self._storage_is_low = is_low
-            logger.warning("disk is nearly full, refusing writes" if is_low else "disk has space again")
+        self._unchecked_bytes = 0
+        self._is_checking_disk = True
+        self._worker.submit(self._disk.free_bytes, self._take_free_bytes, self._miss_free_bytes)
+
+    def _take_free_bytes(self, free: int) -> None:
+        self._is_checking_disk = False
+        if self._stopped:
+            return
+        self._free_bytes = free
+        low = self._settings.min_free_bytes
+        room = DiskRoom.ENOUGH if free >= low else DiskRoom.LOW if free >= low // 2 else DiskRoom.EXHAUSTED
+        if room is not self._core.disk_room:
+            self._core.disk_room = room
+            logger.warning("%s: %d bytes are free", _ROOM_TEXTS[room], free)
+        if room is not DiskRoom.ENOUGH and self._core.role is Role.LEADER:
+            self._guarded(self._give_leadership_to_room)
+
+    def _miss_free_bytes(self, error: Exception) -> None:
+        self._is_checking_disk = False
+        logger.warning("the free space of the disk is not known: %s", error)
+
+    def _give_leadership_to_room(self) -> None:
+        successor = self._core.successor_with_room()
+        if successor is not None:
+            logger.warning("handing the leadership to %s, whose disk has room", successor)
+            self._core.transfer_leadership(successor)
+            self.wake()
+
+    def _refuse_contradicted_reads(self) -> None:
+        divergence = self._core.divergence
+        if divergence is not None:
+            self.gate.refuse_all(LogsContradict(divergence))
+
+    def _watch_disk(self) -> None:
+        """End what this node cannot finish while its disk does not answer."""
+        is_stalled = self._core.disk_is_stalled
+        if is_stalled:
+            if not self._disk_was_stalled:
+                logger.warning(
+                    "%s; until it does, this node does not vote, and leads only if no other can", self._stall
+                )
+            if self._core.role is not Role.LEADER:
+                self.proposer.abandon(self._stall)
+            self.gate.refuse_unapplied(self._stall)
+        elif self._disk_was_stalled:
+            logger.warning("the disk of %s answers again", self._name)
+        self._disk_was_stalled = is_stalled
 
     def _report_changes(self) -> None:
         core = self._core
@@ -514,6 +801,9 @@ class Replica:
                 status.leader,
                 status.revision,
                 status.version,
+                str(status.cluster_version),
+                str(status.supported_versions.lowest),
+                str(status.supported_versions.highest),
             ),
         )
 
@@ -522,10 +812,17 @@ class Replica:
         if waiter is None or waiter.done():
             return
         member = self._membership.named(peer)
+        try:
+            announced = AnnouncedVersions.parse(result.lowest_version, result.highest_version, "")
+            cluster_version = ClusterVersion.parse(result.cluster_version)
+            role = Role(result.role)
+        except ValueError as error:
+            logger.warning("%s describes itself with %s", peer, error)
+            return
         waiter.set_result(
             NodeStatus(
                 name=peer,
-                role=Role(result.role),
+                role=role,
                 term=Term(result.term),
                 leader=None if result.leader is None else NodeId(result.leader),
                 commit_index=Index(result.commit_index),
@@ -535,5 +832,7 @@ class Replica:
                 client_url=self.client_url(peer),
                 peer_address="" if member is None else member.peer_address,
                 version=result.version,
+                cluster_version=cluster_version,
+                supported_versions=announced.supported,
             )
         )

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from raftkv.consensus.core import RaftCore
+from raftkv.consensus.disk_room import DiskRoom
 from raftkv.consensus.journal import Journal
 from raftkv.consensus.messages import Message, SnapshotAck, SnapshotChunk
 from raftkv.consensus.snapshot import (
     SnapshotCatalog,
     SnapshotManifest,
     SnapshotReceiver,
-    SnapshotSender,
     manifest_of,
 )
 from raftkv.errors import BackupFailed, CorruptData, StorageFailed
-from raftkv.ports import Clock
+from raftkv.ports import Clock, Worker
+from raftkv.runtime.log_retention import LogRetention
 from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
+from raftkv.runtime.snapshot_transfers import SnapshotTransfers
+from raftkv.runtime.snapshot_writer import SnapshotWriter
+from raftkv.store.copies import StoreCopy
 from raftkv.store.machine import Machine
 from raftkv.types import Index, NodeId, Role
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
-
 _FAILURE_PAUSE_SECONDS = 10.0
-
-_POSTPONED_FACTOR = 8
-"""While a peer is being sent a snapshot no newer one is taken, or it might never catch up, until this many times the
-usual amount of journal has gathered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class SnapshotPolicy:
         tail_bytes: Commands kept behind a snapshot, so that a briefly absent follower needs only entries.
         bytes_per_second: A snapshot is sent to a peer no faster than this.
         copy_bytes_per_second: One is taken no faster than this.
+        reserved_bytes: None is taken that would leave less free disk than this.
+        catch_up_bytes: Commands that are kept, in memory and journal, for members that are being sent a snapshot, catch
+            up after one, or lag behind while they advance; one that lacks more is sent a newer snapshot.
+        stalled_seconds: A transfer without a sign of life of its receiver is given up after this time, and no log is
+            kept for a member that does not advance for so long.
     """
 
     journal_bytes: int = 33_554_432
@@ -53,6 +59,14 @@ class SnapshotPolicy:
     tail_bytes: int = 8_388_608
     bytes_per_second: int = 67_108_864
     copy_bytes_per_second: int = COPY_BYTES_PER_SECOND
+    reserved_bytes: int = 0
+    catch_up_bytes: int = 268_435_456
+    stalled_seconds: float = 60.0
+
+    @property
+    def catch_up_entries(self) -> int:
+        """The bound of ``catch_up_bytes`` in entries: in the same proportion to ``journal_entries``."""
+        return int(max(1.0, self.catch_up_bytes / self.journal_bytes) * self.journal_entries)
 
 
 class SnapshotKeeper:
@@ -69,6 +83,11 @@ class SnapshotKeeper:
         compacted: Called with the journal's new base after a compaction.
         installed: Called with the last index covered after the store was replaced by a snapshot.
         failed: Called with an error that must stop the node.
+        worker: Reads the snapshots that are sent, and writes those that are received.
+
+    Attributes:
+        transfers: The snapshots on their way to other members.
+        damaged: Snapshots of this node that were found damaged after a member had refused them.
     """
 
     def __init__(
@@ -83,6 +102,7 @@ class SnapshotKeeper:
         compacted: Callable[[Index], None],
         installed: Callable[[Index], None],
         failed: Callable[[BaseException], None],
+        worker: Worker,
     ) -> None:
         self._core = core
         self._journal = journal
@@ -91,14 +111,41 @@ class SnapshotKeeper:
         self._policy = policy
         self._clock = clock
         self._send = send
+        self._worker = worker
         self._compacted = compacted
         self._installed = installed
         self._failed = failed
         self._newest = catalog.newest()
-        self._senders: dict[NodeId, SnapshotSender] = {}
-        self._receiver: SnapshotReceiver | None = None
+        self.transfers = SnapshotTransfers(
+            core,
+            catalog,
+            clock,
+            send,
+            lambda: self._retention.tail_index(journal.last_index),
+            policy.bytes_per_second,
+            policy.stalled_seconds,
+            worker,
+        )
+        self._retention = LogRetention(
+            core,
+            journal,
+            self.transfers,
+            clock,
+            policy.tail_bytes,
+            policy.catch_up_bytes,
+            policy.catch_up_entries,
+            policy.stalled_seconds,
+        )
+        self.damaged = 0
+        self._broken: SnapshotManifest | None = None
+        self._is_superseding = False
+        self._incoming: SnapshotWriter | None = None
         self._work: asyncio.Task[None] | None = None
         self._not_before = float("-inf")
+        self._installing: tuple[int, int] | None = None
+        self._postponed: tuple[NodeId, SnapshotChunk] | None = None
+        self._is_stopped = False
+        self._contradicted: SnapshotManifest | None = None
         self._pace = Pace(policy.copy_bytes_per_second)
 
     @property
@@ -107,15 +154,22 @@ class SnapshotKeeper:
         return self._newest
 
     def poll(self) -> None:
-        """Take a snapshot when one is due, and send chunks that are due; call this regularly."""
-        if self._core.role is not Role.LEADER:
-            # A chunk speaks for the leader of its term: whoever leads no more must fall silent.
-            self._senders.clear()
-        for peer in sorted(self._core.take_peers_needing_snapshot()):
-            self._start_sending(peer)
-        for peer in list(self._senders):
-            self._send_chunk(peer)
-        if self._work is None and self._clock.now() >= self._not_before and self._is_due():
+        """Take a snapshot when one is due, send chunks that are due, verify what was refused; call this regularly."""
+        needing = self._core.take_peers_needing_snapshot()
+        newest = self._newest
+        can_send = self._core.role is Role.LEADER and not self._is_superseding and newest != self._broken
+        if newest is not None and can_send:
+            for peer in sorted(needing):
+                self.transfers.begin(peer, newest)
+        self.transfers.poll()
+        self._retention.observe()
+        if self._work is not None:
+            return
+        refused = self.transfers.refused()
+        has_room = self._core.disk_room is DiskRoom.ENOUGH
+        if refused is not None:
+            self._start_work(self._verify_refused(refused))
+        elif has_room and self._clock.now() >= self._not_before and self._is_due():
             self._start_work(self._take_when_due())
 
     async def take_now(self) -> SnapshotManifest:
@@ -129,67 +183,99 @@ class SnapshotKeeper:
         """
         while self._work is not None:
             await asyncio.wait([self._work])
-        if self._newest is not None and self._newest.index >= self._machine.applied_index:
-            return self._newest
+        newest = self._newest
+        if newest is not None and newest != self._broken and newest.index >= self._machine.applied_index:
+            return newest
         taken: asyncio.Future[SnapshotManifest] = asyncio.get_running_loop().create_future()
         self._start_work(self._take_for(taken))
         return await taken
 
     def peer_lost(self, peer: NodeId) -> None:
-        """Give up sending to a peer that is gone; it asks again when it is back."""
-        self._senders.pop(peer, None)
+        """The connection to a peer broke."""
+        self.transfers.peer_lost(peer)
 
     def receive_ack(self, peer: NodeId, ack: SnapshotAck) -> None:
         """Go on sending to a peer."""
-        sender = self._senders.get(peer)
-        if sender is None or self._core.role is not Role.LEADER:
-            return
-        sender.acknowledge(ack)
-        if sender.is_complete:
-            logger.info("snapshot at index %d reached %s", ack.index, peer)
-            del self._senders[peer]
-        else:
-            self._send_chunk(peer)
+        self.transfers.receive_ack(peer, ack)
 
     def receive_chunk(self, peer: NodeId, chunk: SnapshotChunk) -> None:
-        """Take a chunk of the leader's snapshot; the last one starts its installation."""
-        if chunk.index <= self._core.commit_index:
-            self._acknowledge(peer, chunk, chunk.offset + len(chunk.data))
+        """Take a chunk of the leader's snapshot; when all are written, its installation starts."""
+        if self._is_stopped:
             return
-        if self._work is not None:
-            # A copy or an installation is under way; the leader repeats the chunk.
+        if self._work is not None and not self._can_take_beside_work(peer, chunk):
+            # The leader would send it again only after a timeout that doubles each time.
+            self._postponed = (peer, chunk)
+            return
+        if chunk.index > self._core.commit_index and self._core.disk_room is not DiskRoom.ENOUGH:
+            # The disk has no room for a snapshot; the leader repeats the chunk.
             return
         try:
-            receiver = self._receiver_for(peer, chunk)
+            manifest = manifest_of(chunk, peer)
         except CorruptData as error:
             logger.warning("dropped a snapshot chunk: %s", error)
             return
-        receiver.accept(chunk)
-        if receiver.is_complete:
-            self._receiver = None
-            self._start_work(self._install(peer, chunk, receiver))
+        if self._is_contradicted(peer, manifest):
+            return
+        if manifest.index <= self._core.commit_index:
+            # Everything that it covers is committed here already.
+            self._acknowledge(peer, chunk, manifest.size)
+            return
+        incoming = self._incoming_for(peer, manifest)
+        if incoming is None:
+            self._postponed = (peer, chunk)
+        elif not incoming.take(peer, chunk):
+            # It is answered when it is written.
+            return
+        elif incoming.is_complete:
+            self._incoming = None
+            self._start_work(self._install(peer, chunk, incoming.receiver))
         else:
-            self._acknowledge(peer, chunk, receiver.next_offset)
+            self._acknowledge(peer, chunk, incoming.written)
+
+    def _can_take_beside_work(self, peer: NodeId, chunk: SnapshotChunk) -> bool:
+        """Whether a chunk can be taken although a copy or an installation is under way."""
+        if self._installing is not None:
+            if self._installing == (chunk.index, chunk.snapshot_term):
+                # It has arrived whole before: nothing is needed, but the transfer has not stalled.
+                self._acknowledge(peer, chunk, chunk.offset)
+            return False
+        incoming = self._incoming
+        # A copy does not touch what is being received; beginning and installing would meet it.
+        if incoming is None or incoming.is_complete or chunk.last:
+            return False
+        return incoming.manifest.encode() == chunk.manifest
 
     async def stop(self) -> None:
         """Wait for the work under way."""
+        self._is_stopped = True
         self._pace.lift()
         if self._work is not None:
             await asyncio.gather(self._work, return_exceptions=True)
-        if self._receiver is not None:
-            self._receiver.close()
+        incoming = self._incoming
+        if incoming is not None:
+            incoming.close()
+            await incoming.closed.wait()
 
     def _is_due(self) -> bool:
-        factor = _POSTPONED_FACTOR if self._senders else 1
+        if self._broken is not None and self._broken == self._newest:
+            return True
         covered = self._newest.index if self._newest is not None else self._journal.base_index
         new_entries = self._machine.applied_index - covered
-        if new_entries <= 0:
+        policy, journal_bytes = self._policy, self._journal.entry_bytes
+        enough_bytes = journal_bytes > policy.journal_bytes + policy.tail_bytes
+        if new_entries <= 0 or not (enough_bytes or new_entries > policy.journal_entries):
             return False
-        policy = self._policy
-        return (
-            self._journal.entry_bytes > factor * policy.journal_bytes + policy.tail_bytes
-            or new_entries > factor * policy.journal_entries
+        applied, base = self._machine.applied_index, self._journal.base_index
+        goal = self._retention.compactable_index(applied)
+        is_held = goal < self._retention.tail_index(applied)
+        frees_enough = (
+            self._journal.bytes_between(base, goal) > policy.journal_bytes or goal - base > policy.journal_entries
         )
+        if is_held and not frees_enough:
+            # The journal could not be compacted behind it: some member needs the log.
+            return False
+        self._is_superseding = any(index < goal for index in self.transfers.held_indexes())
+        return True
 
     def _start_work(self, work: Coroutine[Any, Any, None]) -> None:
         self._work = asyncio.get_running_loop().create_task(work)
@@ -197,7 +283,20 @@ class SnapshotKeeper:
 
     def _finish_work(self, task: asyncio.Task[None]) -> None:
         self._work = None
+        self._installing = None
         if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+        else:
+            self._take_postponed()
+
+    def _take_postponed(self) -> None:
+        """Take the last chunk that came while it could not be taken, if its sender may still lead."""
+        postponed, self._postponed = self._postponed, None
+        if postponed is None or self._is_stopped or postponed[1].term != self._core.term:
+            return
+        try:
+            self.receive_chunk(*postponed)
+        except Exception as error:  # noqa: BLE001 - nobody else would see it
             self._failed(error)
 
     async def _take_when_due(self) -> None:
@@ -207,6 +306,24 @@ class SnapshotKeeper:
             # Without a snapshot nothing is lost: the journal only grows.
             logger.warning("taking a snapshot failed, trying again in %g s: %s", _FAILURE_PAUSE_SECONDS, error)
             self._not_before = self._clock.now() + _FAILURE_PAUSE_SECONDS
+        finally:
+            self._is_superseding = False
+
+    async def _verify_refused(self, manifest: SnapshotManifest) -> None:
+        """Check this node's own copy of a snapshot that a member refused; replace it when it is damaged."""
+        try:
+            # In a thread, which reads and hashes a little at a time and lets the event loop run meanwhile.
+            await asyncio.to_thread(self._catalog.verify, manifest)
+        except (CorruptData, OSError) as error:
+            self.damaged += 1
+            path = self._catalog.path(manifest)
+            logger.error("the snapshot %s is damaged, taking a new one: %s", path, error)  # noqa: TRY400 - known cause
+            self.transfers.abandon(manifest)
+            self._broken = manifest
+            if manifest == self._newest:
+                await self._take_when_due()
+        else:
+            self.transfers.resume(manifest)
 
     async def _take_for(self, taken: asyncio.Future[SnapshotManifest]) -> None:
         """Take one for somebody who asked, and who may be gone by the time that it is taken."""
@@ -221,11 +338,16 @@ class SnapshotKeeper:
 
     async def _take(self) -> SnapshotManifest:
         began = self._clock.now()
-        manifest = await asyncio.to_thread(self._copy_and_adopt)
-        self._newest = manifest
+        copy = await asyncio.to_thread(self._copy)
+        # What it covers is applied, so the journal has the entries since the last snapshot.
+        manifest = manifest_of_copy(copy, self._journal.note_history(copy.info.applied_index))
+        await asyncio.to_thread(self._adopt, manifest)
+        self._newest, self._broken = manifest, None
         self._compact(manifest.index)
         try:
-            await asyncio.to_thread(self._catalog.remove_older_than, manifest)
+            is_receiving = self._incoming is not None
+            pinned = self.transfers.pinned()
+            await asyncio.to_thread(self._catalog.remove_older_than, manifest, pinned, keep_incoming=is_receiving)
         except OSError as error:
             # They only take up room; the next snapshot tries to remove them again.
             logger.warning("removing superseded snapshots failed: %s", error)
@@ -234,57 +356,99 @@ class SnapshotKeeper:
         )
         return manifest
 
-    def _copy_and_adopt(self) -> SnapshotManifest:
+    def _copy(self) -> StoreCopy:
         self._catalog.discard_copy()
-        manifest = manifest_of_copy(self._machine.copy_to(self._catalog.copy_path, self._pace))
+        self._require_room()
+        try:
+            return self._machine.copy_to(self._catalog.copy_path, self._pace)
+        except OSError:
+            with suppress(OSError):
+                self._catalog.discard_copy()
+            raise
+
+    def _adopt(self, manifest: SnapshotManifest) -> None:
+        if self._broken is not None:
+            # Not before: it may be all that a restart has. Not after: the new one may have its name.
+            self._catalog.remove(self._broken)
         self._catalog.adopt_copy(manifest)
-        return manifest
+
+    def _require_room(self) -> None:
+        """Refuse a copy that would take the room that journal and votes need.
+
+        Raises:
+            OSError: There is too little room.
+        """
+        size, free = self._machine.used_bytes, self._catalog.free_bytes()
+        if free < size + self._policy.reserved_bytes:
+            text = f"about {size} bytes and a reserve of {self._policy.reserved_bytes} are needed, {free} are free"
+            raise OSError(errno.ENOSPC, text)
 
     def _compact(self, covered: Index) -> None:
-        base = self._journal.index_for_tail(self._policy.tail_bytes, covered)
-        if base > self._journal.base_index:
-            self._journal.compact(base)
-            self._compacted(base)
-
-    def _start_sending(self, peer: NodeId) -> None:
-        manifest = self._newest
-        if manifest is None or peer in self._senders or self._core.role is not Role.LEADER:
+        base = self._retention.compactable_index(covered)
+        if base <= self._journal.base_index:
             return
-        logger.info("%s needs the snapshot at index %d", peer, manifest.index)
-        catalog = self._catalog
-        self._senders[peer] = SnapshotSender(
-            manifest,
-            lambda offset, size: catalog.read(manifest, offset, size),
-            _RETRY_SECONDS,
-            self._policy.bytes_per_second,
-        )
+        for peer in self.transfers.abandon_below(base):
+            logger.warning(
+                "%s did not catch up while %d bytes of the log were kept for it; beginning again with a newer snapshot",
+                peer,
+                self._journal.entry_bytes,
+            )
+        self._journal.compact(base)
+        self._compacted(base)
 
-    def _send_chunk(self, peer: NodeId) -> None:
-        try:
-            chunk = self._senders[peer].next_chunk(self._core.term, self._clock.now())
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                logger.warning("reading a snapshot for %s failed: %s", peer, error)
-            # A newer snapshot took its place, or the disk refuses; the peer asks again and starts over.
-            del self._senders[peer]
-            return
-        if chunk is not None and not self._send(peer, chunk):
-            # The connection for snapshots is not up yet.
-            self._senders[peer].take_back()
+    def _is_contradicted(self, peer: NodeId, manifest: SnapshotManifest) -> bool:
+        """Whether a leader's snapshot covers other entries than are committed here: it must not replace them."""
+        if not self._core.contradicts_snapshot(peer, manifest.index, manifest.history):
+            return False
+        if self._contradicted != manifest:
+            self._contradicted = manifest
+            text = "the snapshot at index %d of %s covers other entries than are committed here; it is not installed"
+            logger.error(text, manifest.index, peer)
+        return True
 
-    def _receiver_for(self, peer: NodeId, chunk: SnapshotChunk) -> SnapshotReceiver:
-        manifest = manifest_of(chunk, peer)
-        if self._receiver is None or self._receiver.manifest != manifest:
-            if self._receiver is not None:
-                self._receiver.close()
-            try:
-                self._receiver = self._catalog.start_receiving(manifest)
-            except OSError as error:
-                raise StorageFailed(f"receiving a snapshot failed: {error}") from error
-        return self._receiver
+    def _incoming_for(self, peer: NodeId, manifest: SnapshotManifest) -> SnapshotWriter | None:
+        """Return what takes a chunk; None while the disk opens its file, or closes that of another snapshot."""
+        # Before anything of it is kept: a store of a later release could be installed, and never opened again.
+        self._machine.check_installable(manifest.store_format, manifest.cluster_version, f"the snapshot of {peer}")
+        if self._incoming is not None and self._incoming.manifest != manifest:
+            self._incoming.close()
+        if self._incoming is None:
+            self._incoming = SnapshotWriter(
+                manifest,
+                partial(self._catalog.start_receiving, manifest),
+                self._worker,
+                self._answer,
+                self._note_file,
+                self._fail_receiving,
+            )
+            self._incoming.open()
+        incoming = self._incoming
+        return incoming if incoming is not None and incoming.is_ready else None
+
+    def _note_file(self) -> None:
+        """The file of what is received was opened or closed."""
+        if self._incoming is not None and self._incoming.closed.is_set():
+            self._incoming = None
+        self._take_postponed()
+
+    def _fail_receiving(self, error: Exception) -> None:
+        self._is_stopped = True
+        self._failed(error)
+
+    def _answer(self, peer: NodeId, chunk: SnapshotChunk, written: int) -> None:
+        """Answer a chunk now that everything up to an offset is written, if its sender may still lead."""
+        assert self._incoming is not None
+        if written == self._incoming.manifest.size:
+            # Whether it is to be installed may have changed while the disk wrote, so the chunk is judged once more.
+            self._postponed = (peer, chunk)
+            if self._work is None:
+                self._take_postponed()
+        elif chunk.term == self._core.term:
+            self._acknowledge(peer, chunk, written)
 
     async def _install(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:
         manifest = receiver.manifest
+        self._installing = (manifest.index, manifest.term)
         try:
             await asyncio.to_thread(self._catalog.adopt_received, receiver)
             staged = await asyncio.to_thread(self._machine.stage, self._catalog.path(manifest))
@@ -294,8 +458,13 @@ class SnapshotKeeper:
             return
         except OSError as error:
             raise StorageFailed(f"installing a received snapshot failed: {error}") from error
+        if self._is_contradicted(peer, manifest):
+            # Something was committed since the first piece arrived.
+            await asyncio.to_thread(self._machine.discard_staged, staged)
+            await asyncio.to_thread(self._catalog.remove, manifest)
+            return
         # From here on nothing is awaited: log and store change together.
-        if self._core.install_snapshot(manifest.index, manifest.term):
+        if self._core.install_snapshot(manifest.index, manifest.term, manifest.history):
             self._newest = manifest
             self._machine.install_staged(staged)
             self._compacted(manifest.index)
@@ -306,4 +475,4 @@ class SnapshotKeeper:
         self._acknowledge(peer, chunk, manifest.size)
 
     def _acknowledge(self, peer: NodeId, chunk: SnapshotChunk, next_offset: int, *, failed: bool = False) -> None:
-        self._send(peer, SnapshotAck(self._core.term, chunk.index, next_offset, failed))
+        self._send(peer, SnapshotAck(self._core.term, chunk.index, next_offset, failed, chunk.number))

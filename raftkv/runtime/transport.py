@@ -4,33 +4,54 @@ Snapshots have connections of their own, dialled when the first is sent, so that
 
 A peer counts as connected when the dialled connection has completed its handshake. Of two accepted connections of one
 peer only the newest counts: the older one is dropped at once, with everything that is still in it (H12q). Strangers,
-other clusters and members that lost their disk are turned away in the handshake (H11, H12k).
+other clusters and members that lost their disk are turned away in the handshake (H11, H12k). Nothing of an accepted
+connection has an effect before its peer is verified (``raftkv.runtime.peer_proof``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from raftkv.consensus.messages import Message, SnapshotChunk, decode, encode
+from raftkv.consensus.messages import Message, SnapshotChunk, UnknownMessage, decode, encode
 from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
+from raftkv.runtime.arrivals import Arrivals, BoundedWarnings
 from raftkv.runtime.connections import InboundConnection, Link
-from raftkv.runtime.framing import PROTOCOL_VERSION, BadFrame, Channel, Hello, Rejected, Welcome, encode_frame
+from raftkv.runtime.framing import (
+    BadFrame,
+    Channel,
+    Confirm,
+    Confirmed,
+    Consent,
+    Hello,
+    Inquiry,
+    Presence,
+    Probe,
+    Question,
+    Rejected,
+    Vouched,
+    Welcome,
+    encode_frame,
+)
+from raftkv.runtime.peer_proof import FindMembers, PeerProof
+from raftkv.runtime.promises import Promises
 from raftkv.tls import HANDSHAKE_SECONDS
 from raftkv.types import ClusterId, NodeId
+from raftkv.versions import OWN_VERSIONS, AnnouncedVersions
 
 logger = logging.getLogger(__name__)
 
 MAX_GUESTS = 8
 """Peers of the cluster that are no members as far as this node knows."""
 
-MAX_UNINTRODUCED = 64
-"""Accepted connections that have not said who they are."""
+_SAID_BY_DIALLER = {"older": "outdated", "removed": "departed", "version": "unsupported", "storage": "forgetful"}
+"""Codes of refusals that end their receiver, and what they are called when this node refuses to talk to a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,10 @@ class LocalIdentity:
         storage_id: Id of its data directory.
         client_url: Where it serves clients.
         peer_address: ``HOST:PORT`` at which the others can dial it.
+        announced: What it says of cluster versions.
+        restored_from: The cluster whose backup its cluster began with; empty when it began with nothing.
+        life: Token of this process.
+        start_index: Last index of the log when this process began.
     """
 
     cluster_id: ClusterId
@@ -50,6 +75,16 @@ class LocalIdentity:
     storage_id: str
     client_url: str
     peer_address: str
+    announced: AnnouncedVersions = OWN_VERSIONS
+    restored_from: str = ""
+    life: str = ""
+    start_index: int = 0
+
+    @property
+    def version_texts(self) -> tuple[str, str, str]:
+        """The lowest and the highest supported version, and the held one, as handshakes have them."""
+        supported, held = self.announced.supported, self.announced.held
+        return str(supported.lowest), str(supported.highest), "" if held is None else str(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +107,8 @@ class TransportCounters:
     frames_sent: int = 0
     frames_received: int = 0
     malformed: int = 0
+    unknown: int = 0
+    """Messages of kinds that this release does not know, which were ignored."""
     rejected: int = 0
     connections: int = 0
 
@@ -103,8 +140,14 @@ class TransportHandler(Protocol):
         """A peer refuses this node."""
         ...
 
-    def accept_peer(self, name: NodeId, member_id: MemberId, storage_id: str) -> Rejected | None:
-        """Return why a peer is refused, None when it is welcome."""
+    def accept_peer(
+        self, name: NodeId, member_id: MemberId, storage_id: str, announced: AnnouncedVersions
+    ) -> Rejected | None:
+        """Return why a verified peer is refused, None when it is welcome."""
+        ...
+
+    def may_begin(self, name: NodeId) -> Rejected | None:
+        """Return why a member without data must not begin its cluster, None when it may."""
         ...
 
     def turns_away(self, member_id: MemberId) -> bool:
@@ -130,6 +173,9 @@ class Transport:
         handler: Who is told what happens.
         on_fatal: Called with an error that ``handler`` raised; the node cannot go on.
         tls: Contexts to speak TLS with, None to speak without.
+        promises: What peers have acknowledged; None refuses no peer for its log.
+        find_members: Asks the cluster that the operator has named for its members, None when none is named.
+        new_token: Makes the secrets by which this node recognises its own connections.
     """
 
     def __init__(
@@ -140,14 +186,25 @@ class Transport:
         handler: TransportHandler,
         on_fatal: Callable[[BaseException], None],
         tls: MutualTls | None = None,
+        promises: Promises | None = None,
+        find_members: FindMembers | None = None,
+        new_token: Callable[[], str] = secrets.token_hex,
     ) -> None:
         self.name = name
         self.identity = identity
         self.counters = TransportCounters()
         self.tls = tls
+        self.new_token = new_token
+        self.arrivals = Arrivals()
+        self._warnings = BoundedWarnings(logger)
+        self._former: dict[MemberId, ClusterMember] = {}
+        self.proof = PeerProof(
+            name, identity.cluster_id, None if tls is None else tls.dialling, self._known_members, find_members
+        )
         self._members = {member.name: member for member in members if member.name != name}
         self._handler = handler
         self._on_fatal = on_fatal
+        self._promises = promises
         self._server: asyncio.Server | None = None
         self._links = {peer: Link(self, peer, member.peer_address) for peer, member in self._members.items()}
         self._snapshot_links: dict[NodeId, Link] = {}
@@ -156,7 +213,7 @@ class Transport:
         self._guests: dict[NodeId, InboundConnection] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._inbound: dict[NodeId, InboundConnection] = {}
-        self._unintroduced: set[InboundConnection] = set()
+        self._unread: set[NodeId] = set()
         self._client_urls: dict[NodeId, str] = {}
         self._last_encoded: tuple[Message, bytes] | None = None
         self._stopped = False
@@ -193,7 +250,8 @@ class Transport:
         self._stopped = True
         if self._server is not None:
             self._server.close()
-        for connection in [*self._unintroduced, *self._inbound.values(), *self._inbound_snapshots.values()]:
+        self.arrivals.abort_all()
+        for connection in [*self._inbound.values(), *self._inbound_snapshots.values()]:
             connection.abort()
         for link in [*self._links.values(), *self._snapshot_links.values()]:
             self._end(link)
@@ -203,7 +261,10 @@ class Transport:
 
     def set_members(self, members: Iterable[ClusterMember]) -> None:
         """Go on with other members: dial new ones, and those that have moved, and leave those that are gone."""
-        self._members = {member.name: member for member in members if member.name != self.name}
+        # A removed member goes on voting until its removal is confirmed, and must be verified until then.
+        self._former.update((member.id, member) for member in self._members.values())
+        self._former = {each: old for each, old in self._former.items() if not self._handler.turns_away(each)}
+        before, self._members = self._members, {each.name: each for each in members if each.name != self.name}
         for peer, connection in list(self._guests.items()):
             member_id = MemberId(connection.member_id)
             # Who is turned away is gone below, and told when it dials again.
@@ -213,7 +274,9 @@ class Transport:
         for peer in [peer for peer in self._links if self._is_gone(peer)]:
             self._leave(peer)
         for peer, member in self._members.items():
-            if peer not in self._guests:
+            # A member that has moved, and was verified at its new address, keeps its link until this node applies that.
+            has_moved = peer not in before or before[peer].peer_address != member.peer_address
+            if peer not in self._guests and (has_moved or peer not in self._links):
                 self._dial(peer, member.peer_address)
 
     def _leave(self, peer: NodeId) -> None:
@@ -283,20 +346,74 @@ class Transport:
             self._snapshot_links[peer].start()
         return self._snapshot_links[peer]
 
+    def set_reading(self, peer: NodeId, *, is_reading: bool) -> None:
+        """Read a peer's messages, or leave them to TCP's flow control; snapshots and other peers are not affected."""
+        if is_reading:
+            self._unread.discard(peer)
+        else:
+            self._unread.add(peer)
+        connection = self._inbound.get(peer)
+        if connection is not None:
+            connection.set_reading(is_reading=is_reading)
+
     def is_connected(self, peer: NodeId) -> bool:
         """Whether messages can be sent to a peer."""
         link = self._links.get(peer)
         return link is not None and link.connection is not None
 
+    @property
+    def is_heard_of(self) -> bool:
+        """Whether any peer has dialled this node, and is connected."""
+        return bool(self._inbound)
+
     def client_url(self, peer: NodeId) -> str | None:
         """Where a peer serves clients, as it last said."""
         return self._client_urls.get(peer)
 
+    def answer(self, question: Question) -> Consent | Presence | Confirmed | Vouched | Rejected:
+        """Answer a node that may begin its cluster, that asks who is here, or that verifies a dialler."""
+        if isinstance(question, Probe):
+            if question.cluster_id != self.identity.cluster_id:
+                return Rejected("cluster", "a node of another cluster listens here")
+            return Presence(self.name, self.identity.member_id, self.identity.storage_id, self.identity.life)
+        if question.target != self.name:
+            return Rejected("target", f"this is {self.name}, not {question.target}")
+        if question.cluster_id != self.identity.cluster_id:
+            return Rejected(
+                "cluster",
+                f"{self.name} has data of cluster {self.identity.cluster_id}, not of {question.cluster_id}: the "
+                "initial clusters differ, or the cluster was restored from a backup",
+            )
+        asker = NodeId(question.name)
+        if isinstance(question, Inquiry):
+            if asker == self.name:
+                return Rejected("member", f"{asker} is the name of this node itself")
+            return self._handler.may_begin(asker) or Consent(self.name)
+        if isinstance(question, Confirm):
+            token, links = question.token.encode(), (self._links.get(asker), self._snapshot_links.get(asker))
+            if any(link is not None and secrets.compare_digest(link.token.encode(), token) for link in links):
+                return Confirmed(self.name)
+            return Rejected("unproven", f"{self.name} has no such connection to {asker}")
+        peer = self._members.get(NodeId(question.peer))
+        if peer is None or peer.id != question.peer_id:
+            return Rejected("member", f"{question.peer} is no member that is known to {self.name}")
+        return Vouched(self.name, peer.peer_address)
+
+    def _known_members(self) -> list[ClusterMember]:
+        """Return the others that are members as far as this node knows, and removed ones that may still vote."""
+        former = [old for each, old in self._former.items() if not self._handler.turns_away(each)]
+        return [*self._members.values(), *(old for old in former if not self._is_member(old.name, old.id))]
+
     def check_hello(self, hello: Hello) -> Rejected | None:
-        """Return why a dialler is refused, None when it is welcome."""
+        """Return why a dialler is refused without a verification, None when it is to be verified. Changes nothing."""
         name = NodeId(hello.name)
-        if hello.protocol != PROTOCOL_VERSION:
-            return Rejected("protocol", f"{self.name} speaks protocol {PROTOCOL_VERSION}, not {hello.protocol}")
+        if hello.cluster_id == self.identity.restored_from:
+            return Rejected(
+                "cluster",
+                f"{self.name} belongs to cluster {self.identity.cluster_id}, which was restored from cluster "
+                f"{hello.cluster_id} and has replaced it: stop {name}, set its data directory aside, and let it begin "
+                'with "raftkv snapshot restore" or with --join',
+            )
         if hello.cluster_id != self.identity.cluster_id:
             return Rejected(
                 "cluster",
@@ -309,7 +426,26 @@ class Transport:
             return Rejected("member", f"{name} is the name of this node itself")
         if not self._is_member(name, hello.member_id) and len(self._guests) >= MAX_GUESTS:
             return Rejected("member", f"{name} is no member that is known here, and too many of those have come")
-        return self._handler.accept_peer(name, MemberId(hello.member_id), hello.storage_id)
+        return self._rejected_for_good(name, MemberId(hello.member_id))
+
+    def _rejected_for_good(self, name: NodeId, member_id: MemberId) -> Rejected | None:
+        if not self._handler.turns_away(member_id):
+            return None
+        return Rejected("removed", f"member {name} (id {member_id:016x}) was removed from the cluster")
+
+    def accept(self, hello: Hello) -> Rejected | None:
+        """Return why a verified dialler is refused, None when it is welcome."""
+        # It took time to verify it.
+        return self.check_hello(hello) or self._accept(NodeId(hello.name), hello)
+
+    def _accept(self, name: NodeId, greeting: Hello | Welcome) -> Rejected | None:
+        member_id = MemberId(greeting.member_id)
+        rejected = self._handler.accept_peer(name, member_id, greeting.storage_id, greeting.announced)
+        if rejected is not None or self._promises is None:
+            return rejected
+        is_member = self._is_member(name, member_id)
+        older = self._promises.check(name, member_id, greeting.life, greeting.start_index, is_member=is_member)
+        return None if older is None else Rejected("older", older)
 
     def _is_member(self, name: NodeId, member_id: int) -> bool:
         member = self._members.get(name)
@@ -319,23 +455,36 @@ class Transport:
         """Return why an acceptor is not to be talked to, None when it is as expected."""
         if welcome.name != peer:
             return Rejected("target", f"{welcome.name} answers at the address of {peer}")
-        rejected = self._handler.accept_peer(peer, MemberId(welcome.member_id), welcome.storage_id)
-        # Only the removed itself must take that for the end.
-        is_gone = rejected is not None and rejected.code == "removed"
-        return Rejected("departed", rejected.text) if rejected is not None and is_gone else rejected
+        rejected = self._rejected_for_good(peer, MemberId(welcome.member_id))
+        if rejected is None and not self._expects(peer, welcome.member_id):
+            return Rejected("member", f"another {peer} (id {welcome.member_id:016x}) answers, which is no known member")
+        rejected = rejected or self._accept(peer, welcome)
+        if rejected is None:
+            return None
+        # Only the one that was removed, or is of another release, must take that for the end.
+        return Rejected(_SAID_BY_DIALLER.get(rejected.code, rejected.code), rejected.text)
+
+    def _expects(self, peer: NodeId, member_id: int) -> bool:
+        """Whether the member of a name, or a verified peer that is no member yet, has that id."""
+        guest = self._guests.get(peer)
+        return self._is_member(peer, member_id) or (guest is not None and guest.member_id == member_id)
 
     def admit(self, connection: InboundConnection) -> bool:
         """Take note of a new connection; return whether it may stay."""
-        if self._stopped or len(self._unintroduced) >= MAX_UNINTRODUCED:
-            self.counters.rejected += 1
-            return False
-        self._unintroduced.add(connection)
-        return True
+        if not self._stopped:
+            self.arrivals.add(connection)
+        return not self._stopped
 
-    def introduce(self, connection: InboundConnection, hello: Hello) -> None:
-        """Let a connection be the one that a peer is heard on."""
+    def introduce(self, connection: InboundConnection, hello: Hello, address: str) -> None:
+        """Let a connection be the one that a peer is heard on.
+
+        Args:
+            connection: The connection.
+            hello: What the peer says.
+            address: Where it was verified.
+        """
         peer = NodeId(hello.name)
-        self._unintroduced.discard(connection)
+        self.arrivals.discard(connection)
         accepted = self._accepted(connection)
         superseded = accepted.get(peer)
         if superseded is not None:
@@ -343,20 +492,21 @@ class Transport:
         accepted[peer] = connection
         if connection.channel is Channel.SNAPSHOTS:
             return
+        connection.set_reading(is_reading=peer not in self._unread)
         self._client_urls[peer] = hello.client_url
         if not self._is_member(peer, hello.member_id):
             self._guests[peer] = connection
             self.guarded(lambda: self._handler.on_guest(peer))
-            self._dial(peer, hello.peer_address)
         elif self._guests.pop(peer, None) is not None:
             self._tell_guest_is_gone(peer)
-            self._dial(peer, self._members[peer].peer_address)
+        # Not where the membership has it, when it has moved and this node has missed that.
+        self._dial(peer, address)
         # It is up, so there is no reason to wait with dialling it.
         self._links[peer].hurry()
 
     def forget(self, connection: InboundConnection) -> None:
         """Take note that an accepted connection is closed."""
-        self._unintroduced.discard(connection)
+        self.arrivals.discard(connection)
         accepted = self._accepted(connection)
         if connection.peer is not None and accepted.get(connection.peer) is connection:
             del accepted[connection.peer]
@@ -374,12 +524,19 @@ class Transport:
         del self._guests[peer]
         self._tell_guest_is_gone(peer)
         self.set_members(list(self._members.values()))
+        if peer in self._members:
+            self._dial(peer, self._members[peer].peer_address)
 
     def deliver(self, connection: InboundConnection, peer: NodeId, payload: bytes) -> None:
         """Hand a message on, unless its connection was superseded."""
         if self._stopped or self._accepted(connection).get(peer) is not connection:
             return
-        message = decode(payload)
+        try:
+            message = decode(payload)
+        except UnknownMessage as unknown:
+            self.counters.unknown += 1
+            logger.debug("ignored a message of %s: %s", peer, unknown)
+            return
         if isinstance(message, SnapshotChunk) is not (connection.channel is Channel.SNAPSHOTS):
             raise BadFrame(f"{type(message).__name__} on a connection for {connection.channel.name.lower()}")
         self.counters.frames_received += 1
@@ -407,6 +564,14 @@ class Transport:
         """Take note of a peer's pace."""
         report = self._handler.on_congested if is_congested else self._handler.on_drained
         self.guarded(lambda: report(peer))
+
+    def warn(self, text: str) -> None:
+        """Log what an unverified peer did, at a bounded rate."""
+        self._warnings.warn(text)
+
+    def fail(self, error: BaseException) -> None:
+        """End the node over an error that nothing expects."""
+        self._on_fatal(error)
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Run a handler; an error of it ends the node, it is not the connection's fault."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from raftkv.consensus.snapshot import CHUNK_BYTES
 from raftkv.errors import CorruptData, ForeignData
 from raftkv.operations import KeySpan, RangeQuery
+from raftkv.runtime.backup_compression import plain_pieces
 from raftkv.runtime.backup_files import BackupReader, restore_backup, restored_cluster_id, verify_backup
-from raftkv.runtime.backups import MAGIC
 from raftkv.runtime.clock import RealRandomness
 from raftkv.runtime.files import RealDirectory, boot_id
-from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.recovery import recover_storage
-from raftkv.store.commands import Put, encode_commands
-from raftkv.store.lmdb_backend import LmdbBackend
-from raftkv.store.machine import CommittedEntry, Machine, open_machine
-from raftkv.types import ClusterId, Index, Member, NodeId, Term
+from raftkv.store.machine import open_machine
+from raftkv.types import ClusterId, Member, NodeId
+from tests.runtime import stored_backup
+from tests.runtime.stored_backup import plain_backup
 
 OLD = ClusterId("0123456789abcdef")
 MEMBERS = (Member(NodeId("n1"), "h1:1"), Member(NodeId("n2"), "h2:1"))
@@ -28,18 +31,8 @@ MEMBERS = (Member(NodeId("n1"), "h1:1"), Member(NodeId("n2"), "h2:1"))
 
 @pytest.fixture
 def backup(tmp_path) -> Path:
-    place = tmp_path / "source"
-    place.mkdir()
-    machine = Machine(LmdbBackend(place, 4_194_304), OLD)
-    machine.apply([CommittedEntry(Index(1), Term(0), None)])
-    for number in range(20):
-        entry = CommittedEntry(Index(number + 2), Term(3), encode_commands([Put(b"k%d" % number, b"v")]))
-        machine.apply([entry])
-    manifest = manifest_of_copy(machine.copy_to(str(tmp_path / "copy")))
-    machine.close()
     file = tmp_path / "backup"
-    head = MAGIC + manifest.encode() + b"\n"
-    file.write_bytes(head + (tmp_path / "copy").read_bytes())
+    file.write_bytes(plain_backup(tmp_path / "source", OLD, 20))
     return file
 
 
@@ -84,6 +77,75 @@ def test_a_restored_member_has_everything_and_an_id_of_its_own(backup, tmp_path)
     check_whole(tmp_path / "n1")
     with pytest.raises(ForeignData):
         open_restored(tmp_path / "n1", members=MEMBERS[:1])
+
+
+@pytest.fixture
+def compressed(backup, tmp_path) -> Path:
+    file = tmp_path / "backup.zst"
+    file.write_bytes(stored_backup.compressed(backup.read_bytes()))
+    return file
+
+
+def test_a_compressed_backup_is_a_zstd_frame_of_the_plain_one(backup, compressed, tmp_path):
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(compressed.read_bytes()) == backup.read_bytes()
+    assert compressed.stat().st_size < backup.stat().st_size / 2
+    assert verify_backup(compressed) == verify_backup(backup)
+    ids = {
+        restore_backup(file, tmp_path / name, NodeId(name), MEMBERS, RealRandomness())
+        for file, name in ((compressed, "n1"), (backup, "n2"))
+    }
+    assert len(ids) == 1, "members from both kinds are of one cluster"
+    check_whole(tmp_path / "n1")
+
+
+def test_the_name_of_a_backup_does_not_say_how_it_is_read(backup, compressed, tmp_path):
+    other = tmp_path / "plain.zst"
+    backup.rename(other)
+    assert verify_backup(other) == verify_backup(compressed.rename(tmp_path / "compressed"))
+
+
+def test_damage_of_a_compressed_backup_never_changes_what_is_read(backup, compressed, tmp_path):
+    content, plain = compressed.read_bytes(), backup.read_bytes()
+    damaged, harmless = tmp_path / "damaged", 0
+    for at in range(0, len(content), 3):
+        damaged.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
+        try:
+            verify_backup(damaged)
+        except CorruptData:
+            continue
+        # Some bits say nothing, or the same in another way.
+        harmless += 1
+        assert b"".join(plain_pieces(damaged)) == plain
+    assert harmless < 10
+
+
+def test_a_compressed_backup_that_was_cut_or_added_to_is_refused(compressed, tmp_path):
+    content = compressed.read_bytes()
+    damaged = tmp_path / "damaged"
+    cut = [content[:size] for size in (0, 3, 4, 5, 50, len(content) // 2, len(content) - 60)]
+    for bad in [*cut, *(content + more for more in (b"x", b"more than a few bytes", content))]:
+        damaged.write_bytes(bad)
+        with pytest.raises(CorruptData):
+            verify_backup(damaged)
+        with pytest.raises(CorruptData):
+            restore_backup(damaged, tmp_path / "n1", NodeId("n1"), MEMBERS, RealRandomness())
+    assert not (tmp_path / "n1").exists()
+    assert not list(tmp_path.glob("*.restoring"))
+
+
+def test_decompression_takes_bounded_memory(tmp_path):
+    """A few bytes can stand for very many: they must not be decompressed at once."""
+    file = tmp_path / "zeros"
+    file.write_bytes(zstandard.compress(bytes(200_000_000)))
+    assert file.stat().st_size < CHUNK_BYTES
+    pieces = plain_pieces(file)
+    tracemalloc.start()
+    try:
+        assert {len(piece) for piece in itertools.islice(pieces, 100)} == {CHUNK_BYTES}
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+        pieces.close()
 
 
 def killed_at(step: int, backup: Path, data_dir: Path) -> bool:

@@ -28,15 +28,17 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 def test_requests_are_counted_and_timed_but_for_those_that_last():
     metrics = Metrics()
-    metrics.observe_request("native", "PUT", 200, 0.01)
-    metrics.observe_request("native", "PUT", 200, 0.03)
-    metrics.observe_request("native", "GET", 200, None)
-    metrics.observe_request("etcd", "POST", 503, 2.0)
-    assert value(metrics, "raftkv_http_requests_total", api="native", method="PUT", code="200") == 2
-    assert value(metrics, "raftkv_http_requests_total", api="native", method="GET", code="200") == 1
-    assert value(metrics, "raftkv_http_requests_total", api="etcd", method="POST", code="503") == 1
-    assert value(metrics, "raftkv_http_request_seconds_sum", api="native") == pytest.approx(0.04)
-    assert value(metrics, "raftkv_http_request_seconds_count", api="native") == 2
+    metrics.observe_request("native", "put", "PUT", 200, 0.01)
+    metrics.observe_request("native", "put", "PUT", 200, 0.03)
+    metrics.observe_request("native", "watch", "GET", 200, None)
+    metrics.observe_request("etcd", "put", "POST", 503, 2.0)
+    total, seconds = "raftkv_http_requests_total", "raftkv_http_request_seconds"
+    assert value(metrics, total, api="native", operation="put", method="PUT", code="200") == 2
+    assert value(metrics, total, api="native", operation="watch", method="GET", code="200") == 1
+    assert value(metrics, total, api="etcd", operation="put", method="POST", code="503") == 1
+    assert value(metrics, f"{seconds}_sum", api="native", operation="put") == pytest.approx(0.04)
+    assert value(metrics, f"{seconds}_count", api="native", operation="put") == 2
+    assert value(metrics, f"{seconds}_count", api="native", operation="watch") == 0
 
 
 def test_a_member_that_does_not_answer_is_counted():

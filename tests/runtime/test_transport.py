@@ -9,17 +9,20 @@ import socket
 import msgpack
 import pytest
 
-from raftkv.consensus.messages import AppendEntries, ReadIndexRequest, SnapshotChunk, encode
+from raftkv.consensus.messages import AppendEntries, ReadIndexRequest, ReadPing, SnapshotChunk, Vote, encode
 from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
-from raftkv.runtime import connections, framing, transport
+from raftkv.runtime import arrivals, connections, framing, transport
 from raftkv.runtime.framing import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     BadFrame,
     Channel,
+    Confirm,
+    Confirmed,
     FrameReader,
     Hello,
+    Inquiry,
     Rejected,
     Welcome,
     decode_handshake,
@@ -27,7 +30,10 @@ from raftkv.runtime.framing import (
     encode_handshake,
 )
 from raftkv.runtime.transport import LocalIdentity, Transport
+from raftkv.tls import dialling_context, listening_context
 from raftkv.types import ClusterId, NodeId
+from raftkv.versions import AnnouncedVersions, ClusterVersion, SupportedVersions
+from tests.tls_files import TestAuthority
 
 CLUSTER = ClusterId("0123456789abcdef")
 
@@ -41,6 +47,8 @@ class Events:
         self.changed = asyncio.Event()
         self.fail_on_message = False
         self.removed = {13}
+        self.unsupported: set[int] = set()
+        self.announced: dict[int, AnnouncedVersions] = {}
 
     def _note(self, *event) -> None:
         self.seen.append(event)
@@ -66,7 +74,10 @@ class Events:
     def on_rejected(self, peer, code, _text):
         self._note("rejected", peer, code)
 
-    def accept_peer(self, name, member_id, storage_id):
+    def accept_peer(self, name, member_id, storage_id, announced):
+        self.announced[member_id] = announced
+        if member_id in self.unsupported:
+            return Rejected("version", f"the cluster is at another version than {name}")
         if member_id in self.removed:
             return Rejected("removed", f"{name} was removed")
         known = self.storage.setdefault(member_id, storage_id)
@@ -94,8 +105,17 @@ def member_of(name: str, port: int, member_id: int | None = None) -> ClusterMemb
 
 class Member:
     def __init__(
-        self, name: str, port: int, peers: dict[str, int], cluster=CLUSTER, member_id: int | None = None
+        self,
+        name: str,
+        port: int,
+        peers: dict[str, int],
+        cluster=CLUSTER,
+        member_id: int | None = None,
+        contacts: list[ClusterMember] | None = None,
     ) -> None:
+        async def find_members():
+            return contacts or []
+
         self.name = NodeId(name)
         self.port = port
         self.events = Events()
@@ -108,7 +128,12 @@ class Member:
             ),
             self.events,
             self.fatal.put_nowait,
+            find_members=find_members,
         )
+
+    def token_for(self, peer: str) -> str:
+        """Return the secret by which this member recognises its connections to a peer."""
+        return self.transport._links[NodeId(peer)].token
 
     async def start(self) -> None:
         await self.transport.start("127.0.0.1", self.port)
@@ -133,6 +158,35 @@ async def pair():
     yield members
     for member in members:
         await member.transport.stop()
+
+
+@pytest.fixture
+async def lone():
+    """A node whose only peer is played by the test: whoever asks at the peer's address hears that all is its own."""
+    first, second = ports(2)
+    server = await asyncio.start_server(confirm_everything, "127.0.0.1", second)
+    a = Member("a", first, {"b": second})
+    await a.start()
+    yield a
+    await a.transport.stop()
+    server.close()
+    await server.wait_closed()
+
+
+async def confirm_everything(reader, writer):
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        question = await read_handshake(reader)
+        if isinstance(question, Confirm):
+            writer.write(encode_handshake(Confirmed(question.target)))
+    writer.close()
+
+
+async def greet(member: Member, data: bytes):
+    """Say hello and be welcomed; return the connection."""
+    reader, writer = await connect(member.port)
+    writer.write(data)
+    assert isinstance(await read_handshake(reader), Welcome)
+    return reader, writer
 
 
 async def connect(port: int):
@@ -163,10 +217,11 @@ def hello(
     protocol=PROTOCOL_VERSION,
     member_id=98,
     channel=Channel.MESSAGES,
+    **others,
 ) -> bytes:
-    return encode_handshake(
-        Hello(protocol, cluster, name, member_id, storage, target, "http://b", "127.0.0.1:1", channel)
-    )
+    others = {"token": "secret", "peer_address": "127.0.0.1:1", **others}
+    named = {"member_id": member_id, "storage_id": storage, "target": target, "client_url": "http://b"}
+    return encode_handshake(Hello(protocol, cluster, name, channel=channel, **named, **others))
 
 
 async def read_handshake(reader):
@@ -215,14 +270,14 @@ async def test_a_peer_that_goes_and_comes_back_is_reported():
         ({"name": "a"}, "member"),
         ({"target": "c"}, "target"),
         ({"storage": "another"}, "storage"),
-        ({"protocol": 99}, "protocol"),
+        ({"protocol": 99, "oldest_protocol": 98}, "protocol"),
     ],
 )
 async def test_whoever_does_not_belong_is_turned_away_with_the_reason(pair, greeting, code):
-    a, _b = pair
+    a, b = pair
     await a.events.wait_for("connected", "b")
     reader, writer = await connect(a.port)
-    writer.write(hello(**greeting))
+    writer.write(hello(token=b.token_for("a"), **greeting))
     answer = await read_handshake(reader)
     assert isinstance(answer, Rejected)
     assert answer.code == code
@@ -254,31 +309,22 @@ async def test_garbage_in_place_of_a_greeting_ends_the_connection(pair, data):
     assert a.fatal.empty()
 
 
-async def test_garbage_of_a_member_ends_the_connection_and_is_counted(pair):
-    a, _b = pair
-    reader, writer = await connect(a.port)
-    writer.write(hello() + encode_frame(b"\x92\x63\x01"))
+async def test_garbage_of_a_member_ends_the_connection_and_is_counted(lone):
+    reader, writer = await greet(lone, hello())
+    writer.write(encode_frame(b"\x92\xff\x01"))
     await wait_closed(reader)
     await close(writer)
-    assert a.transport.counters.malformed == 1
+    assert lone.transport.counters.malformed == 1
 
 
-async def test_h12q_nothing_of_a_superseded_connection_is_delivered():
-    (port,) = ports(1)
-    a = Member("a", port, {"b": 9})
-    await a.start()
-    old_reader, old_writer = await connect(port)
-    old_writer.write(hello())
-    assert isinstance(await read_handshake(old_reader), Welcome)
-    new_reader, new_writer = await connect(port)
-    new_writer.write(hello())
-    assert isinstance(await read_handshake(new_reader), Welcome)
+async def test_h12q_nothing_of_a_superseded_connection_is_delivered(lone):
+    old_reader, old_writer = await greet(lone, hello())
+    _new_reader, new_writer = await greet(lone, hello())
     old_writer.write(encode_frame(encode(ReadIndexRequest(1))))
     new_writer.write(encode_frame(encode(ReadIndexRequest(2))))
-    await a.events.wait_for("message", "b", ReadIndexRequest(2))
-    assert [event for event in a.events.seen if event[0] == "message"] == [("message", "b", ReadIndexRequest(2))]
+    await lone.events.wait_for("message", "b", ReadIndexRequest(2))
+    assert [event for event in lone.events.seen if event[0] == "message"] == [("message", "b", ReadIndexRequest(2))]
     await wait_closed(old_reader)
-    await a.transport.stop()
     await close(old_writer, new_writer)
 
 
@@ -290,16 +336,125 @@ async def test_a_connection_that_never_greets_is_closed(pair, monkeypatch):
     await close(writer)
 
 
-async def test_connections_that_do_not_greet_are_bounded(pair, monkeypatch):
-    monkeypatch.setattr(transport, "MAX_UNINTRODUCED", 2)
+async def test_silent_connections_are_bounded_and_the_oldest_give_way(pair, monkeypatch):
+    monkeypatch.setattr(arrivals, "MAX_ARRIVALS", 2)
     a, _b = pair
     await a.events.wait_for("connected", "b")
     connections = [await connect(a.port) for _ in range(4)]
-    for reader, _writer in connections[2:]:
+    for reader, _writer in connections[:2]:
         await wait_closed(reader)
-    assert a.transport.counters.rejected == 2
+    assert a.transport.arrivals.dropped == 2
     await a.transport.stop()
     await close(*(writer for _reader, writer in connections))
+
+
+async def test_silent_connections_do_not_shut_members_out(lone):
+    silent = [await connect(lone.port) for _ in range(2 * arrivals.MAX_ARRIVALS)]
+    _reader, writer = await greet(lone, hello())
+    assert len(lone.transport.arrivals) < arrivals.MAX_ARRIVALS
+    await close(writer, *(each for _reader, each in silent))
+
+
+async def test_who_is_not_at_the_members_address_is_not_heard_and_changes_nothing(pair):
+    """A stranger that says everything that can be known of a member, save the secret of the member's own connection."""
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    before = dict(a.events.storage), dict(a.events.announced), len(a.events.seen)
+    address = f"127.0.0.1:{b.port}"
+    for changes in ({"peer_address": address}, {"token": ""}, {"member_id": 99}, {"name": "g"}, {"storage": "new"}):
+        reader, writer = await connect(a.port)
+        writer.write(hello(**changes))
+        answer = await read_handshake(reader)
+        assert isinstance(answer, Rejected)
+        assert answer.code == "unproven"
+        await wait_closed(reader)
+        await close(writer)
+    assert (a.events.storage, a.events.announced, len(a.events.seen)) == before
+    assert b.transport.send(NodeId("a"), Vote(3))
+    await a.events.wait_for("message", "b", Vote(3))
+
+
+async def test_node_does_not_consent_to_a_cluster_that_it_would_begin_itself(lone):
+    reader, writer = await connect(lone.port)
+    writer.write(encode_handshake(Inquiry(CLUSTER, "a", "a")))
+    assert await read_handshake(reader) == Rejected("member", "a is the name of this node itself")
+    await close(writer)
+
+
+async def test_data_before_the_answer_ends_the_connection(lone):
+    reader, writer = await connect(lone.port)
+    writer.write(hello() + encode_frame(encode(Vote(3))))
+    await wait_closed(reader)
+    await close(writer)
+    assert not any(event[0] == "message" for event in lone.events.seen)
+
+
+async def test_address_that_an_unknown_peer_names_is_never_dialled(lone):
+    dialled = []
+    server = await asyncio.start_server(lambda _reader, writer: dialled.append(writer), "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for changes in ({"name": "g", "member_id": 7}, {}):
+        reader, writer = await connect(lone.port)
+        writer.write(hello(peer_address=address, **changes))
+        await read_handshake(reader)
+        await close(writer)
+    assert dialled == []
+    server.close()
+
+
+async def test_unknown_peer_is_heard_when_a_member_vouches_for_it():
+    first, second, third = ports(3)
+    a, b = Member("a", first, {"b": second}), Member("b", second, {"a": first, "g": third})
+    g = Member("g", third, {"a": first, "b": second})
+    for member in (a, b, g):
+        await member.start()
+    await a.events.wait_for("guest", "g")
+    await a.events.wait_for("connected", "g")
+    await g.events.wait_for("connected", "a")
+    for member in (a, b, g):
+        await member.transport.stop()
+
+
+async def test_member_that_has_moved_is_heard_and_answered_before_that_is_applied():
+    first, second, third, old = ports(4)
+    a = Member("a", first, {"b": old, "c": third})
+    b, c = Member("b", second, {"a": first}), Member("c", third, {"b": second, "a": first})
+    for member in (a, b, c):
+        await member.start()
+    await b.events.wait_for("connected", "a")
+    await a.events.wait_for("connected", "b")
+    assert a.transport.send(NodeId("b"), Vote(4))
+    await b.events.wait_for("message", "a", Vote(4))
+    # Another change does not take its link away.
+    a.transport.set_members([member_of("b", old), member_of("c", third), member_of("d", ports(1)[0])])
+    assert a.transport.is_connected(NodeId("b"))
+    for member in (a, b, c):
+        await member.transport.stop()
+
+
+async def test_acceptor_with_an_unknown_id_is_not_spoken_to_and_leaves_nothing():
+    first, second = ports(2)
+    a, other = Member("a", first, {"b": second}), Member("b", second, {"a": first}, member_id=77)
+    await other.start()
+    await a.start()
+    await a.events.wait_for("rejected", "b", "member")
+    assert not a.transport.is_connected(NodeId("b"))
+    assert a.events.storage == {}
+    await a.transport.stop()
+    await other.transport.stop()
+
+
+@pytest.mark.parametrize("field", ["name", "target", "cluster_id", "storage_id", "client_url", "token"])
+def test_control_characters_in_a_greeting_are_refused(field):
+    (payload,) = FrameReader(MAX_FRAME_BYTES).feed(changed_greeting(**{field: "x\n2026-01-01 ERROR forged"}))
+    with pytest.raises(BadFrame):
+        decode_handshake(payload)
+
+
+def test_control_characters_in_a_refusal_are_replaced():
+    (payload,) = FrameReader(MAX_FRAME_BYTES).feed(encode_handshake(Rejected("removed", "a\nb\x1b[0m")))
+    assert decode_handshake(payload) == Rejected("removed", "a?b?[0m")
 
 
 async def test_an_error_of_the_handler_is_fatal_and_not_the_connections_fault(pair):
@@ -390,13 +545,90 @@ def test_a_peer_address_that_cannot_be_dialled_is_refused(address):
         decode_handshake(payload)
 
 
-def test_the_protocol_has_a_version():
-    assert framing.PROTOCOL_VERSION >= 1
+def changed_greeting(**changes) -> bytes:
+    """Return a hello with other fields, None for one that is missing."""
+    (payload,) = FrameReader(MAX_FRAME_BYTES).feed(hello())
+    named = msgpack.unpackb(payload) | changes
+    return encode_frame(msgpack.packb({name: value for name, value in named.items() if value is not None}))
+
+
+async def test_fields_of_a_later_release_in_a_greeting_are_ignored(lone):
+    _reader, writer = await greet(lone, changed_greeting(zone="eu-1", compression=["zstd"]))
+    await close(writer)
+
+
+async def test_fields_that_a_greeting_does_not_have_take_their_defaults(lone):
+    without = dict.fromkeys(("channel", "oldest_protocol", "lowest_version", "highest_version"))
+    _reader, writer = await greet(lone, changed_greeting(**without))
+    await close(writer)
+
+
+@pytest.mark.parametrize(("newest", "oldest"), [(0, 0), (9, 8)])
+async def test_a_refusal_names_the_protocols_of_both(pair, newest, oldest):
+    """Also when nothing else of the hello is known here: what a distant release says is not for us to check."""
+    a, _b = pair
+    reader, writer = await connect(a.port)
+    greeting = {"kind": "hello", "protocol": newest, "oldest_protocol": oldest, "who": "b"}
+    writer.write(encode_frame(msgpack.packb(greeting)))
+    answer = await read_handshake(reader)
+    assert isinstance(answer, Rejected)
+    assert answer.code == "protocol"
+    own = f"{framing.OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}"
+    assert own in answer.text
+    assert f"{oldest} to {newest}" in answer.text
+    await wait_closed(reader)
+    await close(writer)
+
+
+async def test_a_hello_announces_the_cluster_versions(lone):
+    _reader, writer = await greet(lone, hello(lowest_version="0.1", highest_version="3.7", held_version="0.4"))
+    supported = SupportedVersions(ClusterVersion(0, 1), ClusterVersion(3, 7))
+    assert lone.events.announced[98] == AnnouncedVersions(supported, ClusterVersion(0, 4))
+    await close(writer)
+
+
+async def test_only_the_one_without_the_version_takes_it_for_its_end(pair):
+    """The dialler that refuses an acceptor says so to itself with another code."""
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    a.events.unsupported.add(ord("b"))
+    a.transport.set_members([])
+    a.transport.set_members([member_of("b", b.port)])
+    await a.events.wait_for("rejected", "b", "unsupported")
+    await b.events.wait_for("rejected", "a", "version")
+
+
+async def test_the_newest_protocol_in_common_is_spoken(lone):
+    reader, writer = await connect(lone.port)
+    writer.write(hello(protocol=99, oldest_protocol=1))
+    answer = await read_handshake(reader)
+    assert isinstance(answer, Welcome)
+    assert answer.protocol == PROTOCOL_VERSION
+    await close(writer)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lowest_version": "one"}, {"lowest_version": "9.9"}, {"oldest_protocol": 5}, {"member_id": None}]
+)
+def test_a_greeting_that_contradicts_itself_is_refused(changes):
+    (payload,) = FrameReader(MAX_FRAME_BYTES).feed(changed_greeting(**changes))
+    with pytest.raises(BadFrame):
+        decode_handshake(payload)
+
+
+async def test_a_message_of_a_later_release_is_ignored_and_counted(lone):
+    _reader, writer = await greet(lone, hello())
+    writer.write(encode_frame(msgpack.packb([99, "of a later release"])) + encode_frame(encode(Vote(3))))
+    await lone.events.wait_for("message", "b", Vote(3))
+    assert lone.transport.counters.unknown == 1
+    assert lone.transport.counters.malformed == 0
+    await close(writer)
 
 
 async def test_a_peer_that_is_no_member_as_far_as_is_known_is_a_guest_and_can_be_answered():
     first, second = ports(2)
-    a = Member("a", first, {})
+    a = Member("a", first, {}, contacts=[member_of("g", second)])
     stranger = Member("g", second, {"a": first})
     await a.start()
     await stranger.start()
@@ -413,7 +645,8 @@ async def test_a_peer_that_is_no_member_as_far_as_is_known_is_a_guest_and_can_be
 
 async def test_a_guest_that_goes_is_forgotten():
     first, second = ports(2)
-    a, stranger = Member("a", first, {}), Member("g", second, {"a": first})
+    a = Member("a", first, {}, contacts=[member_of("g", second)])
+    stranger = Member("g", second, {"a": first})
     await a.start()
     await stranger.start()
     await a.events.wait_for("connected", "g")
@@ -475,7 +708,7 @@ async def test_a_member_that_moves_is_dialled_at_its_new_address(pair):
 
 async def test_another_under_a_members_name_is_a_guest_until_it_is_the_member():
     first, second = ports(2)
-    a = Member("a", first, {"b": ports(1)[0]})
+    a = Member("a", first, {"b": ports(1)[0]}, contacts=[member_of("b", second, 77)])
     replacement = Member("b", second, {"a": first}, member_id=77)
     await a.start()
     await replacement.start()
@@ -534,24 +767,19 @@ async def test_snapshots_have_a_connection_of_their_own(pair):
     [(Channel.MESSAGES, CHUNK), (Channel.SNAPSHOTS, ReadIndexRequest(1))],
     ids=["chunk", "other"],
 )
-async def test_each_message_has_its_connection(pair, channel, message):
-    a, _b = pair
-    await a.events.wait_for("connected", "b")
-    reader, writer = await connect(a.port)
-    writer.write(hello(channel=channel))
-    assert isinstance(await read_handshake(reader), Welcome)
+async def test_each_message_has_its_connection(lone, channel, message):
+    reader, writer = await greet(lone, hello(channel=channel))
     writer.write(encode_frame(encode(message)))
     await wait_closed(reader)
     await close(writer)
-    assert a.transport.counters.malformed == 1
-    assert ("message", "b", message) not in a.events.seen
+    assert lone.transport.counters.malformed == 1
+    assert ("message", "b", message) not in lone.events.seen
 
 
 async def test_an_unknown_channel_is_no_greeting(pair):
     a, _b = pair
     reader, writer = await connect(a.port)
-    fields = (1, PROTOCOL_VERSION, CLUSTER, "b", 98, "storage-of-b", "a", "http://b", "127.0.0.1:1", 7)
-    writer.write(encode_frame(msgpack.packb(fields)))
+    writer.write(changed_greeting(channel=7))
     await wait_closed(reader)
     await close(writer)
     assert a.transport.counters.malformed == 1
@@ -584,3 +812,143 @@ async def test_who_was_removed_stays_until_the_removal_is_confirmed_and_is_told_
     assert ("guest gone", "b") in a.events.seen
     await b.events.wait_for("rejected", "a", "removed")
     assert not a.transport.is_connected(NodeId("b"))
+
+
+async def test_peer_that_is_not_read_keeps_its_messages_until_it_is_read_again(pair):
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    b.transport.set_reading(NodeId("a"), is_reading=False)
+    for number in range(20):
+        assert a.transport.send(NodeId("b"), ReadPing(1, number))
+    for number in range(50):
+        # The other direction goes on, and gives the event loop every chance to read.
+        assert b.transport.send(NodeId("a"), ReadPing(2, number))
+        await a.events.wait_for("message", "b", ReadPing(2, number))
+    assert not [event for event in b.events.seen if event[0] == "message"]
+    b.transport.set_reading(NodeId("a"), is_reading=True)
+    await b.events.wait_for("message", "a", ReadPing(1, 19))
+    assert [event[2].round for event in b.events.seen if event[0] == "message"] == list(range(20))
+
+
+async def test_connections_that_end_at_once_are_dialled_less_and_less():
+    """As when two processes take a member's connections away from each other."""
+    (port,) = ports(1)
+    accepted = 0
+
+    async def welcome_and_close(reader, writer):
+        nonlocal accepted
+        accepted += 1
+        await reader.read(4096)
+        writer.write(encode_handshake(Welcome("b", ord("b"), "storage-of-b", "http://b")))
+        await close(writer)
+
+    server = await asyncio.start_server(welcome_and_close, "127.0.0.1", port)
+    a = Member("a", ports(1)[0], {"b": port})
+    began = asyncio.get_running_loop().time()
+    await a.start()
+    await a.events.wait_for("disconnected", "b")
+    for _ in range(5):
+        a.events.seen.clear()
+        await a.events.wait_for("disconnected", "b")
+    # The shortest pauses before six attempts: half of 50, 100, 200, 400 and 800 ms.
+    assert asyncio.get_running_loop().time() - began > 0.7
+    assert accepted <= 8
+    await a.transport.stop()
+    server.close()
+
+
+async def test_peer_that_cannot_be_reached_is_logged_within_seconds_and_once(monkeypatch, caplog):
+    monkeypatch.setattr(connections, "UNREACHABLE_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "LONGEST_RETRY_SECONDS", 0.05)
+    own, port = ports(2)
+    a = Member("a", own, {"b": port})
+    warned = asyncio.Event()
+    attempts = 0
+
+    def count(link, error):
+        nonlocal attempts
+        warn_unreachable(link, error)
+        if caplog.text:
+            attempts += 1
+        if attempts > 5:
+            warned.set()
+
+    warn_unreachable = connections.Link._warn_unreachable
+    monkeypatch.setattr(connections.Link, "_warn_unreachable", count)
+    await a.start()
+    async with asyncio.timeout(8):
+        await warned.wait()
+    await a.transport.stop()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"b cannot be reached at 127.0.0.1:{port}: Connection refused"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "it speaks TLS where plaintext is expected"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "it speaks TLS where plaintext is expected"),
+        (b"GET / HTTP/1.1\r\n\r\n", "it speaks HTTP"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it speaks HTTP"),
+        (b"\xff\xff\xff\xff", "a frame of 4294967295 bytes, the limit is 4096"),
+    ],
+)
+def test_other_protocols_are_named(data, fault):
+    with pytest.raises(BadFrame, match=fault):
+        list(FrameReader(4096).feed(data))
+
+
+async def test_client_port_in_place_of_a_peer_port_is_named(caplog):
+    (port,) = ports(1)
+
+    async def refuse(reader, writer):
+        await reader.read(4096)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await close(writer)
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", port)
+    a = Member("a", ports(1)[0], {"b": port})
+    warned = asyncio.Event()
+    warning = connections.logger.warning
+    connections_logger = pytest.MonkeyPatch()
+    connections_logger.setattr(connections.logger, "warning", lambda *a: (warning(*a), warned.set()))
+    await a.start()
+    async with asyncio.timeout(8):
+        await warned.wait()
+    connections_logger.undo()
+    assert f"dropped the connection to b at 127.0.0.1:{port}: it speaks HTTP" in caplog.text
+    await a.transport.stop()
+    server.close()
+
+
+async def test_peer_without_tls_is_named_by_one_with_it(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(connections, "UNREACHABLE_SECONDS", 0.0)
+    authority = TestAuthority.create(tmp_path)
+    cert, key = authority.certify("a", "127.0.0.1")
+    first, second = ports(2)
+    plain, encrypted = Member("b", second, {}), Member("a", first, {"b": second})
+    tls = transport.MutualTls(
+        listening_context(cert, key, authority.certificate), dialling_context(authority.certificate, cert, key)
+    )
+    encrypted.transport.tls = tls
+    logged = asyncio.Event()
+
+    def warn(link, text):
+        warn_of(link, text)
+        logged.set()
+
+    warn_of = connections.Link._warn
+    monkeypatch.setattr(connections.Link, "_warn", warn)
+    await plain.start()
+    await encrypted.start()
+    async with asyncio.timeout(8):
+        await logged.wait()
+    texts = [record.getMessage() for record in caplog.records]
+    assert any("dropped the connection of 127.0.0.1: it speaks TLS" in text for text in texts), texts
+    about_b = next(text for text in texts if text.startswith(("b cannot be reached", "TLS with b")))
+    assert "reached at 127.0.0.1" not in about_b or "is TLS on at one of us only?" in about_b
+    assert ": ;" not in about_b
+    await plain.transport.stop()
+    await encrypted.transport.stop()

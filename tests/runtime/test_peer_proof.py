@@ -1,0 +1,163 @@
+"""Which certificates prove what, who gives way among unverified connections, and what of them is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from dataclasses import replace
+
+import pytest
+
+from raftkv.membership import ClusterMember, MemberId
+from raftkv.runtime import arrivals, peer_proof
+from raftkv.runtime.arrivals import Arrivals, BoundedWarnings
+from raftkv.runtime.framing import Confirm, Confirmed, Hello, Vouch, Vouched
+from raftkv.runtime.handshake_call import ask
+from raftkv.runtime.peer_proof import Certificate, PeerProof, Unproven
+from raftkv.types import ClusterId, NodeId
+
+CLUSTER = ClusterId("0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "host", "is_for"),
+    [
+        ("DNS", "n1.raftkv", "n1.raftkv", True),
+        ("DNS", "N1.raftkv", "n1.RAFTKV.", True),
+        ("DNS", "*.raftkv", "n1.raftkv", True),
+        ("DNS", "*.raftkv", "a.n1.raftkv", False),
+        ("DNS", "*.raftkv", "raftkv", False),
+        ("DNS", "*", "n1", False),
+        ("DNS", "n2.raftkv", "n1.raftkv", False),
+        ("DNS", "10.0.0.1", "10.0.0.1", False),
+        ("IP Address", "10.0.0.1", "10.0.0.1", True),
+        ("IP Address", "2001:DB8:0:0:0:0:0:1", "2001:db8::1", True),
+        ("IP Address", "10.0.0.2", "10.0.0.1", False),
+        ("IP Address", "n1", "10.0.0.1", False),
+        ("URI", "n1", "n1", False),
+    ],
+)
+def test_certificate_is_for_the_hosts_that_it_names(kind, name, host, is_for):
+    assert Certificate.of({"subjectAltName": ((kind, name),)}).is_for(host) is is_for
+    assert not Certificate.of(None).is_for(host)
+
+
+def hello(name: str = "b", member_id: int = 2) -> Hello:
+    return Hello(1, CLUSTER, name, member_id, "storage", "a", "http://b", "10.0.0.2:2380")
+
+
+async def test_with_tls_the_certificate_must_be_for_the_address_of_the_member():
+    member = ClusterMember(MemberId(2), NodeId("b"), "10.0.0.2:2380", is_voter=True)
+    proof = PeerProof(NodeId("a"), CLUSTER, ssl.create_default_context(), lambda: [member], None)
+    own = Certificate.of({"subjectAltName": (("IP Address", "10.0.0.2"),)})
+    another = Certificate.of({"subjectAltName": (("IP Address", "10.0.0.3"), ("DNS", "client"))})
+    assert await proof.address_of(hello(), own) == "10.0.0.2:2380"
+    with pytest.raises(Unproven, match=r"is not for 10\.0\.0\.2"):
+        await proof.address_of(hello(), another)
+    with pytest.raises(Unproven, match="no member that is known here"):
+        await proof.address_of(hello("c", 3), another)
+
+
+OLD, NEW = "10.0.0.2:2380", "10.0.0.9:2380"
+
+
+class Answers:
+    """Stands for the peer ports: the member at ``NEW`` confirms its token, others have the old address for it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.asked: list[tuple[str, str]] = []
+        monkeypatch.setattr(peer_proof, "ask", self)
+
+    async def __call__(self, address, question, _tls):
+        self.asked.append((address, type(question).__name__))
+        if isinstance(question, Vouch):
+            return Vouched("c", OLD)
+        return Confirmed("b") if address == NEW else "Connection refused"
+
+
+def plain_proof(find_members) -> PeerProof:
+    others = [ClusterMember(MemberId(3), NodeId("c"), "10.0.0.3:2380", is_voter=True)]
+    return PeerProof(NodeId("a"), CLUSTER, None, lambda: others, find_members)
+
+
+async def test_cluster_that_the_operator_named_is_asked_when_members_have_an_old_address(monkeypatch):
+    answers = Answers(monkeypatch)
+
+    async def find_members():
+        return [ClusterMember(MemberId(2), NodeId("b"), NEW, is_voter=True)]
+
+    proof = plain_proof(find_members)
+    assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None)) == NEW
+    assert answers.asked == [("10.0.0.3:2380", "Vouch"), (OLD, "Confirm"), (NEW, "Confirm")]
+
+
+async def test_slow_search_goes_on_after_the_connection_that_began_it(monkeypatch):
+    Answers(monkeypatch)
+    asked, answered, calls = asyncio.Event(), asyncio.Event(), []
+
+    async def find_members():
+        calls.append(1)
+        asked.set()
+        await answered.wait()
+        return [ClusterMember(MemberId(2), NodeId("b"), NEW, is_voter=True)]
+
+    proof = plain_proof(find_members)
+    first = asyncio.create_task(proof.address_of(replace(hello(), token="t"), Certificate.of(None)))
+    async with asyncio.timeout(5):
+        await asked.wait()
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    answered.set()
+    assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None)) == NEW
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("address", ["a..b:2380", "x" * 64 + ":2380", "[fe80::1%é]:2380"])
+async def test_address_that_is_none_is_a_reason_and_no_error(address, monkeypatch):
+    question = Confirm(CLUSTER, "a", "b", "t")
+    assert isinstance(await ask(address, question, None), str)
+
+    async def refuse(*_arguments, **_options):
+        raise UnicodeError("label empty or too long")
+
+    monkeypatch.setattr(asyncio, "open_connection", refuse)
+    assert await ask("10.0.0.2:2380", question, None) == "no host name: label empty or too long"
+
+
+class Connection:
+    def __init__(self, host: str, *, has_greeted: bool = False) -> None:
+        self.host = host
+        self.has_greeted = has_greeted
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def test_connections_of_the_busiest_address_give_way_and_silent_ones_first(monkeypatch):
+    monkeypatch.setattr(arrivals, "MAX_ARRIVALS", 4)
+    waiting = Arrivals()
+    member, greeted = Connection("member"), Connection("stranger", has_greeted=True)
+    silent = [Connection("stranger") for _ in range(4)]
+    for each in (member, greeted, *silent):
+        waiting.add(each)
+    assert [each.is_aborted for each in silent] == [True, True, False, False]
+    assert not member.is_aborted
+    assert not greeted.is_aborted
+    assert (len(waiting), waiting.dropped) == (4, 2)
+    waiting.discard(member)
+    assert member not in waiting
+
+
+async def test_warnings_of_unverified_peers_are_bounded(caplog, monkeypatch):
+    warnings = BoundedWarnings(logging.getLogger("raftkv"))
+    for number in range(1000):
+        warnings.warn(f"stranger {number // 2}")
+    assert len(caplog.records) == arrivals.MOST_IN_WINDOW
+    monkeypatch.setattr(arrivals, "WINDOW_SECONDS", 0.0)
+    warnings.warn("another")
+    assert [record.getMessage() for record in caplog.records[-2:]] == [
+        f"{1000 - arrivals.MOST_IN_WINDOW} more warnings of unverified peers were left out",
+        "another",
+    ]
