@@ -8,6 +8,8 @@ from typing import Protocol
 from raftkv.operations import Alarm, AlarmKind
 from raftkv.service.writes import Writes
 from raftkv.store.commands import SetAlarm
+from raftkv.store.results import AlarmSet
+from raftkv.types import Revision
 
 _CLEARED_BELOW = 0.9
 """Share of the quota: not so near that the alarm would come back with the next write."""
@@ -39,9 +41,11 @@ class Alarms:
         """Return the alarms that are active, as this node knows them."""
         return self._store.alarms()
 
-    async def set(self, alarm: Alarm, *, is_active: bool) -> None:
-        """Raise an alarm, or clear it."""
-        await self._writes.apply(SetAlarm(alarm, is_active))
+    async def set(self, alarm: Alarm, *, is_active: bool) -> Revision:
+        """Raise an alarm, or clear it; return the store's revision at that moment."""
+        result = await self._writes.apply(SetAlarm(alarm, is_active))
+        assert isinstance(result, AlarmSet)
+        return result.revision
 
 
 class Quota:
@@ -65,7 +69,8 @@ class Quota:
         """
         full = [alarm for alarm in active if alarm.kind is AlarmKind.NO_SPACE]
         if not self._quota_bytes:
-            return []
+            # A former leader had a quota, and this one has none.
+            return [SetAlarm(alarm, is_active=False) for alarm in full if alarm.is_automatic]
         if used_bytes > self._quota_bytes:
             alarm = Alarm(AlarmKind.NO_SPACE, self._member, is_automatic=True)
             return [] if full else [SetAlarm(alarm, is_active=True)]

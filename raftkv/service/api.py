@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from raftkv.membership import ClusterMember, MemberId, Membership
 from raftkv.operations import (
     NO_SAFEGUARDS,
     Alarm,
+    AtRevision,
     Lease,
     LeaseTime,
     PutOperation,
@@ -25,6 +27,7 @@ from raftkv.operations import (
     WatchedEvent,
 )
 from raftkv.types import (
+    BackupReport,
     ClusterId,
     Condition,
     ConditionFailed,
@@ -79,6 +82,51 @@ class ClusterStatus:
     leader_url: str | None
     term: Term
     members: tuple[MemberStatus, ...]
+
+
+class StateCheck(Protocol):
+    """The outcome of a comparison of the members' stores."""
+
+    @property
+    def index(self) -> Index:
+        """Log index of the states that were compared."""
+        ...
+
+    @property
+    def members(self) -> Mapping[NodeId, Enum]:
+        """What it says of each member; the values are ``agrees``, ``differs``, ``disputed`` and ``unknown``."""
+        ...
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every member answered and agrees."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """The file system of a data directory.
+
+    Attributes:
+        free_bytes: What it has left, as of the last second.
+        reserve_bytes: With less than this left, writes are refused.
+    """
+
+    free_bytes: int
+    reserve_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerLag:
+    """How far a follower or learner is behind its leader.
+
+    Attributes:
+        entries: Entries of the leader's log that are not known to be durable at it.
+        bytes: Bytes of their commands; None when the leader has compacted some of them, so it needs a snapshot.
+    """
+
+    entries: int
+    bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +210,16 @@ class StoreService(Protocol):
         ...
 
     @property
+    def purged_revision(self) -> Revision:
+        """History below this revision is also removed from the local store's data, which follows a compaction."""
+        ...
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of disk that the local store has allocated, with what was never used of them."""
+        ...
+
+    @property
     def used_bytes(self) -> int:
         """Bytes that the local store's data takes."""
         ...
@@ -171,11 +229,11 @@ class StoreService(Protocol):
         """Bytes that the local store's data and what became free of it take."""
         ...
 
-    async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
+    async def range(self, query: RangeQuery, *, is_stale: bool = False) -> AtRevision[RangeResult]:
         """Read the keys of a span."""
         ...
 
-    async def put(self, operation: PutOperation) -> PutResult:
+    async def put(self, operation: PutOperation) -> AtRevision[PutResult]:
         """Write a key."""
         ...
 
@@ -187,8 +245,8 @@ class StoreService(Protocol):
         """Return a digest of the local store's history up to a revision, 0 for the present one."""
         ...
 
-    async def compact(self, revision: Revision, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
-        """Forget the history below a revision."""
+    async def compact(self, revision: Revision, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Revision:
+        """Forget the history below a revision; return the store's revision at that moment."""
         ...
 
 
@@ -198,23 +256,23 @@ class LeaseService(Protocol):
     Methods raise what those of ``KeyValueService`` do, and ``LeaseNotFound`` and ``LeaseExists``.
     """
 
-    async def grant(self, lease_id: int, seconds: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Lease:
+    async def grant(self, lease_id: int, seconds: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> AtRevision[Lease]:
         """Make a lease; id 0 for a random one."""
         ...
 
-    async def revoke(self, lease_id: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
-        """Remove a lease, and delete its keys."""
+    async def revoke(self, lease_id: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Revision:
+        """Remove a lease, and delete its keys; return the store's revision after that."""
         ...
 
-    async def keep_alive(self, lease_id: int) -> int:
+    async def keep_alive(self, lease_id: int) -> AtRevision[int]:
         """Give a lease its full time again; return that time in seconds."""
         ...
 
-    async def time_to_live(self, lease_id: int, *, wants_keys: bool = False) -> LeaseTime:
+    async def time_to_live(self, lease_id: int, *, wants_keys: bool = False) -> AtRevision[LeaseTime]:
         """Return what is left of a lease."""
         ...
 
-    async def all(self) -> Sequence[int]:
+    async def all(self) -> AtRevision[Sequence[int]]:
         """Return the ids of all leases, the one that ends soonest first."""
         ...
 
@@ -233,6 +291,22 @@ class WatcherHandle(Protocol):
         Raises:
             RevisionCompacted: What comes next was compacted.
             ShuttingDown: The node is stopping.
+        """
+        ...
+
+    async def ready(self) -> None:
+        """Wait until there are revisions that it has not seen.
+
+        Raises:
+            ShuttingDown: The node is stopping.
+        """
+        ...
+
+    async def take(self) -> Sequence[WatchedEvent]:
+        """Return the next events of those that there are: whole revisions, none when nothing of them is for the watch.
+
+        Raises:
+            RevisionCompacted: What comes next was compacted.
         """
         ...
 
@@ -257,8 +331,8 @@ class AlarmService(Protocol):
         """Return the alarms that are active, as this node knows them."""
         ...
 
-    async def set(self, alarm: Alarm, *, is_active: bool) -> None:
-        """Raise an alarm, or clear it."""
+    async def set(self, alarm: Alarm, *, is_active: bool) -> Revision:
+        """Raise an alarm, or clear it; return the store's revision at that moment."""
         ...
 
 
@@ -286,8 +360,20 @@ class BackupService(Protocol):
     def take(self, consistency: Consistency) -> AbstractAsyncContextManager[BackupStream]:
         """Take a backup, which is there for as long as the context lasts.
 
-        Raises ``Overloaded`` while another is taken, ``BackupFailed``, and what linearizable reads do.
+        Raises ``Overloaded`` when too many are taken or still read, ``BackupFailed``, and what linearizable reads do.
         """
+        ...
+
+
+class BackupReportService(Protocol):
+    """What is reported to this node of the runs of ``raftkv backup``."""
+
+    async def record_success(self, report: BackupReport) -> None:
+        """Note that a backup was stored; restarts do not change that."""
+        ...
+
+    def record_failure(self) -> None:
+        """Note that a run failed."""
         ...
 
 
@@ -360,6 +446,14 @@ class ClusterService(Protocol):
         """Ask every member for its status, each bounded in time; never raises for an absent member."""
         ...
 
+    def disk(self) -> DiskSpace:
+        """Return how much room the disk of this node has."""
+        ...
+
+    def follower_lags(self) -> Mapping[NodeId, FollowerLag]:
+        """Return how far each other member is behind; empty at a node that does not lead."""
+        ...
+
     async def transfer_leadership(self, target: NodeId | None) -> None:
         """Make another member the leader, None for whichever is best; only the leader can.
 
@@ -367,6 +461,15 @@ class ClusterService(Protocol):
             NotLeader: This node does not lead.
             InvalidRequest: The target is no member.
             TransferFailed: Nobody took over in time.
+        """
+        ...
+
+    async def check_states(self) -> StateCheck:
+        """Compare the members' stores at one index now, which takes a while; only the leader can.
+
+        Raises:
+            NotLeader: This node does not lead.
+            NoLeader: Nobody is known to, or the leadership ended meanwhile.
         """
         ...
 
@@ -455,12 +558,18 @@ class MembershipService(Protocol):
         """
         ...
 
-    async def update(self, member_id: MemberId, peer_address: str) -> None:
+    async def update(self, member_id: MemberId, peer_address: str, *, is_forced: bool = False) -> None:
         """Tell the others that a member is reached elsewhere from now on.
+
+        Args:
+            member_id: The member.
+            peer_address: ``HOST:PORT`` of its Raft listener from now on.
+            is_forced: Whether it need not be there yet.
 
         Raises:
             MemberMissing: There is none of that id.
             MemberExists: Another is at that address.
+            MemberUnreachable: This member does not answer there.
             MembersUnsettled: Another change is under way.
         """
         ...
@@ -473,8 +582,16 @@ class MetricsService(Protocol):
         """Return all metrics in the format that an ``Accept`` header asks for, and their content type."""
         ...
 
-    def observe_request(self, api: str, method: str, status: int, seconds: float | None) -> None:
-        """Note an answer of an API (``native`` or ``etcd``); no seconds for one that lasts as long as its client."""
+    def observe_request(self, api: str, operation: str, method: str, status: int, seconds: float | None) -> None:
+        """Note an answer.
+
+        Args:
+            api: ``native`` or ``etcd``.
+            operation: What was asked for, one of few names.
+            method: The request's method.
+            status: The answer's status.
+            seconds: How long it took, None when it lasts for as long as the client wishes.
+        """
         ...
 
 
@@ -493,6 +610,7 @@ class NodeServices:
         cluster: The nodes and their health.
         members: Changes of the membership.
         metrics: What the node measures.
+        backup_reports: What ``raftkv backup`` reports.
     """
 
     kv: KeyValueService
@@ -505,3 +623,4 @@ class NodeServices:
     cluster: ClusterService
     members: MembershipService
     metrics: MetricsService
+    backup_reports: BackupReportService

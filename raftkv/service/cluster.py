@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
+from raftkv.consensus.state_check import CheckReport
 from raftkv.errors import InvalidRequest, RaftkvError, TransferFailed
 from raftkv.membership import ClusterMember, MemberId, Membership
-from raftkv.service.api import ClusterStatus, HealthCheck, MemberStatus
+from raftkv.service.api import ClusterStatus, DiskSpace, FollowerLag, HealthCheck, MemberStatus
 from raftkv.service.reads import ReadGate
 from raftkv.types import ClusterId, NodeId, NodeStatus, Role
 
@@ -33,6 +35,18 @@ class NodeView(Protocol):
 
     async def status_of(self, member: NodeId) -> NodeStatus | None:
         """Ask a member for its status; None when it does not answer soon."""
+        ...
+
+    def disk_space(self) -> DiskSpace:
+        """Return how much room the disk has."""
+        ...
+
+    def follower_lags(self) -> Mapping[NodeId, FollowerLag]:
+        """At a leader: how far each other member is behind; else nothing."""
+        ...
+
+    async def check_states(self) -> CheckReport:
+        """Compare the members' stores."""
         ...
 
     def client_url(self, member: NodeId) -> str | None:
@@ -75,6 +89,14 @@ class Cluster:
         """Return every member with its client URL."""
         return [(member, self._node.client_url(member.name)) for member in self._node.membership.members]
 
+    def disk(self) -> DiskSpace:
+        """Return how much room the disk of this node has."""
+        return self._node.disk_space()
+
+    def follower_lags(self) -> Mapping[NodeId, FollowerLag]:
+        """Return how far each other member is behind; empty at a node that does not lead."""
+        return self._node.follower_lags()
+
     async def describe(self) -> ClusterStatus:
         """Ask every member for its status; a member that does not answer has none."""
         members = self._node.membership.members
@@ -104,6 +126,10 @@ class Cluster:
             return
         if not await self._node.transfer_leadership(target, TRANSFER_SECONDS):
             raise TransferFailed(f"no other member took over within {TRANSFER_SECONDS:g} s; {own.name} still leads")
+
+    async def check_states(self) -> CheckReport:
+        """Compare the members' stores at one index now."""
+        return await self._node.check_states()
 
     def live(self) -> list[HealthCheck]:
         """Check this process alone: that its event loop runs this is the check, and the store must answer."""

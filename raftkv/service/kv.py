@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest
-from raftkv.operations import NO_SAFEGUARDS, Safeguards
+from raftkv.operations import NO_SAFEGUARDS, Refused, Safeguards
 from raftkv.service.reads import ReadGate
+from raftkv.service.refusals import error_of
+from raftkv.service.slices import Slices
 from raftkv.service.writes import Writes
 from raftkv.store.commands import Delete, Put
+from raftkv.store.steps import Steps
 from raftkv.types import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
@@ -38,8 +41,10 @@ class Reader(Protocol):
         """Return a live key."""
         ...
 
-    def list(self, prefix: bytes, start: bytes, limit: int, *, keys_only: bool, max_bytes: int) -> KeyRange:
-        """Return a page of live keys."""
+    def list_steps(
+        self, prefix: bytes, start: bytes, limit: int, *, keys_only: bool, max_bytes: int
+    ) -> Steps[KeyRange | Refused]:
+        """Return a page of live keys, read in steps."""
         ...
 
 
@@ -50,10 +55,12 @@ class KeyValues:
         store: The local store.
         writes: The way of writes.
         gate: The way of linearizable reads.
+        slices: Runs long reads.
     """
 
-    def __init__(self, store: Reader, writes: Writes, gate: ReadGate) -> None:
+    def __init__(self, store: Reader, writes: Writes, gate: ReadGate, slices: Slices) -> None:
         self._store = store
+        self._slices = slices
         self._writes = writes
         self._gate = gate
 
@@ -103,7 +110,12 @@ class KeyValues:
             raise InvalidRequest(f"the limit must be at least 1, not {limit}")
         if consistency is Consistency.LINEARIZABLE:
             await self._gate.wait()
-        return self._store.list(prefix, start, limit, keys_only=keys_only, max_bytes=MAX_PAGE_BYTES)
+        page = await self._slices.run(
+            self._store.list_steps(prefix, start, limit, keys_only=keys_only, max_bytes=MAX_PAGE_BYTES)
+        )
+        if isinstance(page, Refused):
+            raise error_of(page)
+        return page
 
     async def _write(self, command: Put | Delete, safeguards: Safeguards) -> Written | ConditionFailed:
         result = await self._writes.apply(command, safeguards)

@@ -10,19 +10,26 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest, LeaseNotFound
-from raftkv.operations import MAX_LEASE_SECONDS, NO_SAFEGUARDS, Lease, LeaseTime, Safeguards
+from raftkv.operations import MAX_LEASE_SECONDS, NO_SAFEGUARDS, AtRevision, Lease, LeaseTime, Safeguards
 from raftkv.ports import Clock, Randomness
 from raftkv.service.reads import ReadGate
+from raftkv.service.slices import Slices
 from raftkv.service.writes import Writes
+from raftkv.store import steps
 from raftkv.store.commands import GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
 from raftkv.store.results import Granted
+from raftkv.store.steps import SortedRuns, Steps
+from raftkv.types import Revision, Written
 
 LONGEST_STEP_SECONDS = 0.5
+
+EXPIRED_AT_ONCE = 200
+"""Leases that the leader proposes to remove in one tick."""
 
 _MAX_LEASE_ID = 2**63 - 1
 _MAX_RANDOM_LEASE_ID = 2**53 - 1
@@ -65,6 +72,7 @@ class LeaseClock:
     def __init__(self, extension_seconds: float) -> None:
         self._extension_seconds = extension_seconds
         self.began = -math.inf
+        self._is_running = False
         self._seconds: dict[int, int] = {}
         self._deadlines: dict[int, float] = {}
         self._queue: list[tuple[float, int]] = []
@@ -73,12 +81,23 @@ class LeaseClock:
         """Time leases anew, at the beginning of a leadership."""
         self.end()
         self.began = now
+        self._is_running = True
         for lease in leases:
+            self.find(lease)
+
+    def find(self, lease: Lease) -> None:
+        """Take a lease that there was when this leadership began, unless it is known already.
+
+        There may be many of them, so they are found a few at a time. One that is found late has the time that it would
+        have had at the beginning.
+        """
+        if self._is_running and lease.id not in self._deadlines:
             self._seconds[lease.id] = lease.seconds
-            self._set(lease.id, now + lease.seconds + self._extension_seconds)
+            self._set(lease.id, self.began + lease.seconds + self._extension_seconds)
 
     def end(self) -> None:
         """Forget everything: this node leads no more."""
+        self._is_running = False
         self._seconds.clear()
         self._deadlines.clear()
         self._queue.clear()
@@ -118,10 +137,16 @@ class LeaseClock:
         deadline = self._deadlines.get(lease_id)
         return deadline is not None and deadline <= now
 
-    def take_expired(self, now: float, retry_seconds: float) -> list[int]:
-        """Return leases whose time is over; those that are still there after some time are returned again."""
-        expired = []
-        while self._queue and self._queue[0][0] <= now:
+    def take_expired(self, now: float, retry_seconds: float, limit: int = EXPIRED_AT_ONCE) -> list[int]:
+        """Return leases whose time is over; those that are still there after some time are returned again.
+
+        Args:
+            now: The present.
+            retry_seconds: That time.
+            limit: Leases at most; the next call returns more.
+        """
+        expired: list[int] = []
+        while self._queue and self._queue[0][0] <= now and len(expired) < limit:
             _due, lease_id = heapq.heappop(self._queue)
             deadline = self._deadlines.get(lease_id)
             if deadline is None:
@@ -143,16 +168,21 @@ class LeaseClock:
 class LeaseStore(Protocol):
     """What this service needs of the store."""
 
+    @property
+    def revision(self) -> Revision:
+        """The store's revision."""
+        ...
+
     def lease(self, lease_id: int) -> Lease | None:
         """Return a lease."""
         ...
 
-    def leases(self) -> list[Lease]:
-        """Return all leases."""
+    def leases_steps(self) -> Steps[list[Lease]]:
+        """Return all leases, in steps."""
         ...
 
-    def attached_keys(self, lease_id: int) -> list[bytes]:
-        """Return the keys of a lease."""
+    def attached_keys_steps(self, lease_id: int) -> Steps[list[bytes]]:
+        """Return the keys of a lease, in steps."""
         ...
 
 
@@ -168,6 +198,7 @@ class Leases:
         randomness: Where ids come from.
         min_seconds: Shortest time of a lease; a shorter one is raised to this.
         require_leader: Raises ``NotLeader`` or ``NoLeader`` at a node that does not lead.
+        slices: Runs long reads.
     """
 
     def __init__(
@@ -180,7 +211,9 @@ class Leases:
         randomness: Randomness,
         min_seconds: int,
         require_leader: Callable[[], None],
+        slices: Slices,
     ) -> None:
+        self._slices = slices
         self._store = store
         self._writes = writes
         self._gate = gate
@@ -190,7 +223,7 @@ class Leases:
         self._min_seconds = min_seconds
         self._require_leader = require_leader
 
-    async def grant(self, lease_id: int, seconds: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Lease:
+    async def grant(self, lease_id: int, seconds: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> AtRevision[Lease]:
         """Make a lease.
 
         Args:
@@ -209,10 +242,10 @@ class Leases:
         lease = Lease(lease_id or self._random_id(), max(seconds, self._min_seconds))
         result = await self._writes.apply(GrantLease(lease.id, lease.seconds), safeguards)
         assert isinstance(result, Granted), "the result of a grant"
-        return result.lease
+        return AtRevision(result.revision, result.lease)
 
-    async def revoke(self, lease_id: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
-        """Remove a lease, and delete its keys.
+    async def revoke(self, lease_id: int, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Revision:
+        """Remove a lease, and delete its keys; return the store's revision after that.
 
         Args:
             lease_id: Its id.
@@ -222,9 +255,11 @@ class Leases:
             LeaseNotFound: There is none.
         """
         self._check(lease_id)
-        await self._writes.apply(RevokeLease(lease_id), safeguards)
+        result = await self._writes.apply(RevokeLease(lease_id), safeguards)
+        assert isinstance(result, Written), "the result of a revocation"
+        return result.revision
 
-    async def keep_alive(self, lease_id: int) -> int:
+    async def keep_alive(self, lease_id: int) -> AtRevision[int]:
         """Give a lease its full time again, from now on; return that time in seconds.
 
         A lease whose time is over, and that is not removed yet, is waited for: then it is certainly gone.
@@ -236,14 +271,15 @@ class Leases:
         began = await self._confirmed_since()
         now = self._clock.now()
         # The store may know of its end before the clock does.
-        seconds = None if self._store.lease(lease_id) is None else self._timer.renew(lease_id, began, now)
+        seconds = None if self._find(lease_id) is None else self._timer.renew(lease_id, began, now)
         if seconds is None:
             if self._timer.is_expired(lease_id, now):
                 await self._wait_until_removed(lease_id)
             raise LeaseNotFound(f"lease {lease_id} does not exist")
-        return seconds
+        # The lease exists in this state: its removal, should that be decided next, has a later revision.
+        return AtRevision(self._store.revision, seconds)
 
-    async def time_to_live(self, lease_id: int, *, wants_keys: bool = False) -> LeaseTime:
+    async def time_to_live(self, lease_id: int, *, wants_keys: bool = False) -> AtRevision[LeaseTime]:
         """Return what is left of a lease.
 
         Raises:
@@ -252,23 +288,40 @@ class Leases:
         self._require_leader()
         await self._gate.wait()
         self._require_leader()
-        lease = self._store.lease(lease_id) if 0 < lease_id <= _MAX_LEASE_ID else None
+        lease = self._find(lease_id) if 0 < lease_id <= _MAX_LEASE_ID else None
         remaining = self._timer.remaining(lease_id, self._clock.now())
         if lease is None or remaining is None:
             raise LeaseNotFound(f"lease {lease_id} does not exist")
-        keys = tuple(self._store.attached_keys(lease_id)) if wants_keys else ()
-        return LeaseTime(lease.seconds, math.floor(remaining), keys)
+        revision = self._store.revision
+        keys = tuple(await self._slices.run(self._store.attached_keys_steps(lease_id))) if wants_keys else ()
+        return AtRevision(revision, LeaseTime(lease.seconds, math.floor(remaining), keys))
 
-    async def all(self) -> list[int]:
+    async def all(self) -> AtRevision[Sequence[int]]:
         """Return the ids of all leases, the one that ends soonest first."""
         self._require_leader()
         await self._gate.wait()
         self._require_leader()
+        revision = self._store.revision
+        return AtRevision(revision, await self._slices.run(self._all_steps()))
+
+    def _all_steps(self) -> Steps[list[int]]:
+        leases = yield from self._store.leases_steps()
         now = self._clock.now()
-        return sorted(
-            (lease.id for lease in self._store.leases()),
-            key=lambda lease_id: (self._timer.remaining(lease_id, now) or 0.0, lease_id),
-        )
+        ids: SortedRuns = SortedRuns(lambda lease_id: (self._timer.remaining(lease_id, now) or 0.0, lease_id))
+        for start in range(0, len(leases), steps.OPERATIONS):
+            page = leases[start : start + steps.OPERATIONS]
+            for lease in page:
+                self._timer.find(lease)
+            ids.add([lease.id for lease in page])
+            yield
+        return (yield from ids.merge())
+
+    def _find(self, lease_id: int) -> Lease | None:
+        """Return a lease; the timer knows it then, if it did not yet."""
+        lease = self._store.lease(lease_id)
+        if lease is not None:
+            self._timer.find(lease)
+        return lease
 
     async def _confirmed_since(self) -> float:
         """Return a moment since which this node has led without a break, and all that was decided before is applied.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from raftkv.errors import MemberChangeRefused, MemberExists, MemberMissing, MembersUnsettled
+from raftkv.errors import MemberChangeRefused, MemberExists, MemberMissing, MembersUnsettled, MemberUnreachable
 from raftkv.membership import (
     AddMember,
     ClusterMember,
@@ -78,6 +78,29 @@ class MembersNode(Protocol):
 
     async def transfer_leadership(self, target: NodeId | None, timeout_seconds: float) -> bool:
         """Give the leadership away; return whether that happened."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAtAddress:
+    """A member that has answered at an address.
+
+    Attributes:
+        name: Its name.
+        member_id: Its id.
+        storage_id: Id of its data directory.
+    """
+
+    name: str
+    member_id: int
+    storage_id: str
+
+
+class Addresses(Protocol):
+    """Finds out who listens at peer addresses."""
+
+    async def member_at(self, peer_address: str) -> MemberAtAddress | str:
+        """Return which member of this cluster answers at an address, or why none does."""
         ...
 
 
@@ -184,6 +207,7 @@ class Members:
         node: The running node.
         proposer: The way of changes.
         randomness: Makes ids of new members.
+        addresses: Finds out whether a member is where it is to be moved.
     """
 
     def __init__(
@@ -194,12 +218,14 @@ class Members:
         node: MembersNode,
         proposer: Submitter,
         randomness: Randomness,
+        addresses: Addresses,
     ) -> None:
         self._own_name = own_name
         self._cluster_id = cluster_id
         self._node = node
         self._proposer = proposer
         self._randomness = randomness
+        self._addresses = addresses
         self.initial_members = initial_members
 
     @property
@@ -287,17 +313,47 @@ class Members:
         membership = await self._change(ReplaceMember(member_id, new_id, peer_address or member.peer_address))
         return _expect(membership.with_id(new_id))
 
-    async def update(self, member_id: MemberId, peer_address: str) -> None:
+    async def update(self, member_id: MemberId, peer_address: str, *, is_forced: bool = False) -> None:
         """Tell the others that a member is reached elsewhere from now on.
+
+        The others stop to dial the former address. At a wrong one the member is as good as lost, and with it perhaps
+        the majority that could correct the mistake. So the member must be there already.
+
+        Args:
+            member_id: The member.
+            peer_address: ``HOST:PORT`` of its Raft listener from now on.
+            is_forced: Whether it need not be there yet.
 
         Raises:
             MemberMissing: There is none of that id.
             MemberExists: Another is at that address.
+            MemberUnreachable: This member does not answer there.
             MembersUnsettled: Another change is under way.
         """
         self._require_settled()
-        self._find(member_id)
+        member = self._find(member_id)
+        taken = next((m for m in self.current.members if m.peer_address == peer_address and m != member), None)
+        if taken is not None:
+            raise MemberExists(f"{taken.name} is at {peer_address} already")
+        if not is_forced:
+            await self._require_presence(member, peer_address)
+            self._require_settled()
         await self._change(UpdateMember(member_id, peer_address))
+
+    async def _require_presence(self, member: ClusterMember, peer_address: str) -> None:
+        found = await self._addresses.member_at(peer_address)
+        if isinstance(found, str):
+            fault = f"does not answer at {peer_address} ({found})"
+        elif found.member_id != member.id:
+            fault = f"is not at {peer_address}: {found.name} (id {found.member_id:016x}) answers there"
+        elif self._node.storage_of(member) not in (None, found.storage_id):
+            fault = f"has other storage at {peer_address} than its own"
+        else:
+            return
+        raise MemberUnreachable(
+            f"{member.name} {fault}: start it with that peer address first, for the others would lose it. "
+            "Nothing was changed"
+        )
 
     async def _prepare_departure(self, member_id: MemberId) -> None:
         self._require_settled()

@@ -1,7 +1,8 @@
 """Group commit: commands that arrive while entries are in flight travel together in the next one.
 
 The engine's cost is per entry, so hundreds of commands share it. Each command ends in exactly one of three ways: a
-result (it was applied), ``NotApplied`` (it never will be) or ``UnknownOutcome``; each has a deadline, none hangs (H10).
+result (it was applied), ``NotApplied`` (it never will be) or ``UnknownOutcome``; none hangs (H10). Each has a deadline
+until its entry is known to be committed: from then on the store is certain to apply it, and its result is waited for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from raftkv.consensus.entries import Slot
 from raftkv.errors import (
+    ClusterVersionTooLow,
     InvalidRequest,
     LeadershipLost,
     MembersUnsettled,
@@ -26,9 +28,13 @@ from raftkv.errors import (
     Timeout,
 )
 from raftkv.ports import Clock
-from raftkv.store.commands import ChangeMembers, Command, encode_commands, encoded_size_hint
+from raftkv.store.commands import ChangeMembers, Command, encode_commands, encoded_size_hint, required_version
 from raftkv.store.results import Result
 from raftkv.types import MAX_COMMAND_GROUP_BYTES, MAX_ENTRY_BYTES, Index, Term
+from raftkv.versions import FIRST_VERSION, ClusterVersion
+
+_ANSWERS_AT_ONCE = 128
+"""Outcomes that are handed out in one iteration of the event loop: each lets a request go on and be answered."""
 
 
 class ReplicatedLog(Protocol):
@@ -52,7 +58,7 @@ class ProposerLimits:
         pending_bytes: Their size; more is refused likewise.
         entries_in_flight: Entries proposed and not yet applied; commands beyond wait for the next one.
         commands_per_entry: Commands that one entry holds at most.
-        timeout_seconds: Time from submission until the outcome is called unknown.
+        timeout_seconds: Time from submission until the outcome of what is not known to be committed is called unknown.
     """
 
     pending_commands: int = 20_000
@@ -83,9 +89,12 @@ class Proposer:
         log: The Raft core.
         clock: Monotonic time.
         limits: Bounds.
-        refusal: Returns why this node cannot propose now (another leads, nobody leads, the disk is full, it is
-            stopping), or None when it can.
+        refusal: Returns why this node cannot propose a command now (another leads, no leader is known, a disk is full,
+            it is stopping), or None when it can. Called with None for reasons that hold for every command.
         wake: Asks for a call of ``flush`` soon.
+        cluster_version: Returns the cluster's version, as far as this node has applied. It only rises, so what it
+            allows now it allows at every later entry too.
+        will_be_applied: Returns whether the entry at an index is known to be committed, and will be applied here.
 
     Attributes:
         applied_commands: Commands that have ended in a result.
@@ -97,12 +106,18 @@ class Proposer:
         log: ReplicatedLog,
         clock: Clock,
         limits: ProposerLimits,
-        refusal: Callable[[], NotApplied | None],
+        refusal: Callable[[Command | None], NotApplied | None],
         wake: Callable[[], None],
+        cluster_version: Callable[[], ClusterVersion] = lambda: FIRST_VERSION,
+        will_be_applied: Callable[[Index], bool] = lambda _index: False,
     ) -> None:
+        self._will_be_applied = will_be_applied
+        self._cluster_version = cluster_version
         self._log = log
         self._clock = clock
         self._limits = limits
+        self._settled: deque[tuple[asyncio.Future[Result], Result | RaftkvError]] = deque()
+        self._room = _ANSWERS_AT_ONCE
         self._refusal = refusal
         self._wake = wake
         self._queue: deque[_Waiter] = deque()
@@ -129,8 +144,8 @@ class Proposer:
 
     @property
     def can_flush(self) -> bool:
-        """Whether commands wait that another call of ``flush`` would propose."""
-        return bool(self._queue) and len(self._in_flight) < self._limits.entries_in_flight
+        """Whether another call of ``flush`` would propose commands that wait, or hand out results."""
+        return bool(self._settled) or (bool(self._queue) and len(self._in_flight) < self._limits.entries_in_flight)
 
     def submit(self, command: Command) -> asyncio.Future[Result]:
         """Queue a command.
@@ -141,9 +156,14 @@ class Proposer:
         Raises:
             NotApplied: It is refused at once.
         """
-        refusal = self._refusal()
+        refusal = self._refusal(command)
         if refusal is not None:
             raise refusal
+        required, version = required_version(command), self._cluster_version()
+        if required > version:
+            raise ClusterVersionTooLow(
+                f"this needs cluster version {required}, and the cluster is at version {version}"
+            )
         size = encoded_size_hint(command)
         if size > MAX_ENTRY_BYTES:
             raise InvalidRequest(f"a command of {size} bytes exceeds the limit of {MAX_ENTRY_BYTES}")
@@ -158,8 +178,13 @@ class Proposer:
         return future
 
     def flush(self) -> None:
-        """Propose as many groups as may be in flight; refuse what waits when this node cannot propose any more."""
-        refusal = self._refusal() if self._queue else None
+        """Propose as many groups as may be in flight; refuse what waits when this node cannot propose any more.
+
+        It begins a new iteration: outcomes that were too many for the one before are handed out.
+        """
+        self._room = _ANSWERS_AT_ONCE
+        self._hand_out()
+        refusal = self._refusal(None) if self._queue else None
         if refusal is not None:
             # Even when nothing could be proposed now: what was decided in one leadership (to end a lease, say) must not
             # wait for the next one.
@@ -188,17 +213,32 @@ class Proposer:
             return
         self._forget(group.waiters)
         self.applied_commands += len(group.waiters)
-        for waiter, result in zip(group.waiters, results, strict=True):
-            if not waiter.future.done():
-                waiter.future.set_result(result)
+        self._settled += zip((waiter.future for waiter in group.waiters), results, strict=True)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Hand out outcomes, up to the bound on those of one iteration of the event loop."""
+        while self._settled and self._room > 0:
+            self._room -= 1
+            future, outcome = self._settled.popleft()
+            if future.done():
+                continue
+            if isinstance(outcome, RaftkvError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
     def expire(self) -> None:
-        """End what has waited for too long; call this regularly."""
+        """End what has waited for too long; call this regularly.
+
+        A long entry may take longer to apply than the time that a request has. While it is applied, its outcome is
+        certain to be known, as is that of the entries behind it: to call it unknown would help no caller.
+        """
         now = self._clock.now()
         while self._queue and self._queue[0].deadline <= now:
             self._fail([self._queue.popleft()], lambda: Overloaded("the command could not be proposed in time"))
         for index, group in list(self._in_flight.items()):
-            if group.waiters[-1].deadline <= now:
+            if group.waiters[-1].deadline <= now and not self._will_be_applied(index):
                 del self._in_flight[index]
                 self._fail(
                     group.waiters, lambda: Timeout("the write was proposed, and its outcome was not known in time")
@@ -208,9 +248,19 @@ class Proposer:
         """End everything: what waits is refused, what is in flight has an unknown outcome."""
         waiting, self._queue = list(self._queue), deque()
         self._fail(waiting, lambda: ShuttingDown("the node is stopping"))
+        self.abandon("the node stopped before the outcome was known")
+        self._room = len(self._settled)
+        self._hand_out()
+
+    def abandon(self, reason: str) -> None:
+        """End what is in flight: its outcome is unknown, and this node will not learn it soon.
+
+        Args:
+            reason: Why it will not.
+        """
         groups, self._in_flight = list(self._in_flight.values()), {}
         for group in groups:
-            self._fail(group.waiters, lambda: LeadershipLost("the node stopped before the outcome was known"))
+            self._fail(group.waiters, lambda: LeadershipLost(reason))
 
     def skipped_to(self, index: Index) -> None:
         """A snapshot took the store past an index: the outcomes of what was in flight up to there are not known."""
@@ -243,9 +293,8 @@ class Proposer:
     def _fail(self, waiters: Sequence[_Waiter], error: Callable[[], RaftkvError]) -> None:
         self._forget(waiters)
         self.failed_commands += len(waiters)
-        for waiter in waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(error())
+        self._settled += ((waiter.future, error()) for waiter in waiters)
+        self._hand_out()
 
     def _forget(self, waiters: Sequence[_Waiter]) -> None:
         self._pending_commands -= len(waiters)

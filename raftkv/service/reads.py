@@ -117,6 +117,31 @@ class ReadGate:
             self._confirmed.remove(read)
             self._refuse(read[1])
 
+    def refuse_unapplied(self, reason: str) -> None:
+        """Refuse the confirmed reads that wait for entries which this node cannot apply soon.
+
+        Args:
+            reason: Why it cannot, for the words of the refusal.
+        """
+        refused, self._confirmed = self._confirmed, []
+        for _index, batch in refused:
+            self._fail(batch, ReadTimeout(reason))
+
+    def refuse_all(self, error: Exception) -> None:
+        """Refuse every read that has asked for its index, or waits for it.
+
+        Args:
+            error: Why.
+        """
+        waiting = [*self._asked.values(), *(batch for _index, batch in self._confirmed)]
+        if not waiting:
+            return
+        self._confirmation.forget_reads(list(self._asked))
+        self._asked.clear()
+        self._confirmed.clear()
+        for batch in waiting:
+            self._fail(batch, error)
+
     def stop(self) -> None:
         """Refuse everything, now and later."""
         self._stopped = True

@@ -15,6 +15,7 @@ from raftkv.errors import (
     MemberExists,
     MemberMissing,
     NotApplied,
+    OutcomesFull,
     RevisionCompacted,
     RevisionInFuture,
     SpaceExceeded,
@@ -22,7 +23,6 @@ from raftkv.errors import (
 from raftkv.operations import RefusalKind, Refused
 
 _ERRORS: Mapping[RefusalKind, type[NotApplied]] = {
-    RefusalKind.MALFORMED: InvalidRequest,
     RefusalKind.KEY_NOT_FOUND: KeyMissing,
     RefusalKind.LEASE_NOT_FOUND: LeaseNotFound,
     RefusalKind.LEASE_EXISTS: LeaseExists,
@@ -31,9 +31,11 @@ _ERRORS: Mapping[RefusalKind, type[NotApplied]] = {
     RefusalKind.NO_SPACE: SpaceExceeded,
     RefusalKind.FENCED: FenceLost,
     RefusalKind.KEY_REUSED: IdempotencyKeyReused,
+    RefusalKind.TOO_MANY_OUTCOMES: OutcomesFull,
     RefusalKind.MEMBER_UNKNOWN: MemberMissing,
     RefusalKind.MEMBER_TAKEN: MemberExists,
     RefusalKind.CHANGE_REFUSED: MemberChangeRefused,
+    RefusalKind.TOO_MANY_KEYS: InvalidRequest,
 }
 
 

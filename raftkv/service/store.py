@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from typing import Protocol
 
-from raftkv.errors import RevisionCompacted, RevisionInFuture
+from raftkv.errors import InvalidRequest, RevisionCompacted, RevisionInFuture
 from raftkv.operations import (
     NO_SAFEGUARDS,
+    AtRevision,
+    Compare,
     Event,
+    KeySpan,
+    Operation,
     PutOperation,
     PutResult,
     RangeQuery,
@@ -21,14 +24,20 @@ from raftkv.operations import (
     TransactionResult,
     is_read_only,
 )
+from raftkv.service.kv import check_key
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
+from raftkv.service.slices import Slices
 from raftkv.service.writes import Writes
+from raftkv.store import steps
 from raftkv.store.commands import Compact, Put, Transact
+from raftkv.store.mvcc import place_of
 from raftkv.store.results import Compacted
-from raftkv.types import Revision
+from raftkv.store.steps import Steps
+from raftkv.types import Revision, Written
 
-_HASHED_AT_A_TIME = 1000
+_LEASE_IDS = range(2**64)
+"""What the store can look up; ids of leases end at half of it."""
 
 
 class History(Protocol):
@@ -45,6 +54,16 @@ class History(Protocol):
         ...
 
     @property
+    def purged_revision(self) -> Revision:
+        """History below this revision is also removed from the data."""
+        ...
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of disk that are allocated."""
+        ...
+
+    @property
     def used_bytes(self) -> int:
         """Bytes that the data takes."""
         ...
@@ -54,16 +73,16 @@ class History(Protocol):
         """Bytes that the data and what became free of it take."""
         ...
 
-    def range(self, query: RangeQuery) -> RangeResult | Refused:
-        """Read the keys of a span."""
+    def range_steps(self, query: RangeQuery) -> Steps[AtRevision[RangeResult] | Refused]:
+        """Read the keys of a span in steps; the revision is the store's at the first of them."""
         ...
 
-    def events(self, first: int, last: int, limit: int) -> list[tuple[int, Event]]:
-        """Return changes from a revision on and up to another: whole revisions."""
+    def readable_page(self, start: bytes, last: int, limit: int) -> tuple[list[tuple[int, Event]], bytes | None]:
+        """Return some changes from a place on that compaction has left readable, and the place to go on at."""
         ...
 
-    def evaluate(self, transaction: Transaction) -> TransactionResult | Refused:
-        """Carry out a transaction that only reads."""
+    def evaluate_steps(self, transaction: Transaction) -> Steps[TransactionResult | Refused]:
+        """Carry out a transaction that only reads, in steps."""
         ...
 
 
@@ -74,9 +93,11 @@ class Store:
         history: The local store.
         writes: The way of writes.
         gate: The way of linearizable reads.
+        slices: Runs long reads.
     """
 
-    def __init__(self, history: History, writes: Writes, gate: ReadGate) -> None:
+    def __init__(self, history: History, writes: Writes, gate: ReadGate, slices: Slices) -> None:
+        self._slices = slices
         self._history = history
         self._writes = writes
         self._gate = gate
@@ -92,6 +113,16 @@ class Store:
         return self._history.compacted_revision
 
     @property
+    def purged_revision(self) -> Revision:
+        """History below this revision is also removed from the local store's data."""
+        return self._history.purged_revision
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of disk that the local store has allocated."""
+        return self._history.allocated_bytes
+
+    @property
     def used_bytes(self) -> int:
         """Bytes that the local store's data takes."""
         return self._history.used_bytes
@@ -101,29 +132,33 @@ class Store:
         """Bytes that the data and what became free of it take."""
         return self._history.file_bytes
 
-    async def range(self, query: RangeQuery, *, is_stale: bool = False) -> RangeResult:
+    async def range(self, query: RangeQuery, *, is_stale: bool = False) -> AtRevision[RangeResult]:
         """Read the keys of a span."""
         if not is_stale:
             await self._gate.wait()
-        result = self._history.range(query)
+        result = await self._slices.run(self._history.range_steps(query))
         if isinstance(result, Refused):
             raise error_of(result)
         return result
 
-    async def put(self, operation: PutOperation) -> PutResult:
+    async def put(self, operation: PutOperation) -> AtRevision[PutResult]:
         """Write a key."""
+        _check_operation(operation)
         if operation.value is not None and operation.lease is not None and not operation.wants_previous:
-            await self._writes.apply(Put(operation.key, operation.value, operation.lease))
-            return PutResult(None)
-        result = (await self.transact(Transaction((), (operation,), ()))).results[0]
+            written = await self._writes.apply(Put(operation.key, operation.value, operation.lease))
+            assert isinstance(written, Written), "the result of a put without a condition"
+            return AtRevision(written.revision, PutResult(None))
+        transacted = await self.transact(Transaction((), (operation,), ()))
+        (result,) = transacted.results
         assert isinstance(result, PutResult)
-        return result
+        return AtRevision(transacted.revision, result)
 
     async def transact(self, transaction: Transaction, *, safeguards: Safeguards = NO_SAFEGUARDS) -> TransactionResult:
         """Carry out a transaction: all of it or nothing."""
+        _check_operation(transaction)
         if is_read_only(transaction) and safeguards is NO_SAFEGUARDS:
             await self._gate.wait()
-            found = self._history.evaluate(transaction)
+            found = await self._slices.run(self._history.evaluate_steps(transaction))
             if isinstance(found, Refused):
                 raise error_of(found)
             return found
@@ -134,31 +169,68 @@ class Store:
     async def hash(self, revision: int) -> StoreHash:
         """Return a digest of the local store's history up to a revision, 0 for the present one.
 
+        Of what is compacted it covers the keys as they were at the compacted revision, as etcd's ``HashKV`` does. So
+        it is equal on members that have purged more or less of what is below.
+
         Raises:
             RevisionInFuture: The store has not reached the revision.
             RevisionCompacted: It is compacted.
         """
-        last = revision or self._history.revision
-        if last > self._history.revision:
-            raise RevisionInFuture(f"the store is at revision {self._history.revision}, not at {last} yet")
+        current = self._history.revision
+        last = revision or current
+        if last > current:
+            raise RevisionInFuture(f"the store is at revision {current}, not at {last} yet")
         compacted = self._history.compacted_revision
         if last < compacted:
             raise RevisionCompacted(f"revision {last} is compacted, up to {compacted}")
-        value, position = 0, 1
-        while position <= last:
-            changes = self._history.events(position, last, _HASHED_AT_A_TIME)
+        value = await self._slices.run(self._hash_steps(last, compacted))
+        if value is None:
+            return await self.hash(last)
+        return StoreHash(value, last, compacted, current)
+
+    def _hash_steps(self, last: int, compacted: int) -> Steps[int | None]:
+        """Return the digest, None when the history was compacted meanwhile."""
+        value = 0
+        start: bytes | None = place_of(1)
+        while start is not None:
+            changes, start = self._history.readable_page(start, last, steps.OPERATIONS)
             for changed, event in changes:
                 value = _add_to_hash(value, changed, event)
-            position = changes[-1][0] + 1 if changes else last + 1
-            await asyncio.sleep(0)
+            yield
             if self._history.compacted_revision != compacted:
-                return await self.hash(last)
-        return StoreHash(value, last, compacted)
+                return None
+        return value
 
-    async def compact(self, revision: Revision, *, safeguards: Safeguards = NO_SAFEGUARDS) -> None:
-        """Forget the history below a revision."""
+    async def compact(self, revision: Revision, *, safeguards: Safeguards = NO_SAFEGUARDS) -> Revision:
+        """Forget the history below a revision; return the store's revision at that moment."""
         result = await self._writes.apply(Compact(revision), safeguards)
         assert isinstance(result, Compacted)
+        return result.revision
+
+
+def _check_operation(operation: Operation) -> None:
+    """Refuse what no store can look up: as a committed entry it would end every node that applies it.
+
+    Raises:
+        InvalidRequest: A key is empty, one that is written is too long, or a number is no id of a lease.
+    """
+    if isinstance(operation, Transaction):
+        for part in (*operation.compares, *operation.success, *operation.failure):
+            if isinstance(part, Compare):
+                _check_span(part.span)
+            else:
+                _check_operation(part)
+    elif isinstance(operation, PutOperation):
+        check_key(operation.key)
+        if operation.lease is not None and operation.lease not in _LEASE_IDS:
+            raise InvalidRequest(f"{operation.lease} is no id of a lease")
+    else:
+        _check_span(operation.span)
+
+
+def _check_span(span: KeySpan) -> None:
+    if not span.start and span.is_single:
+        raise InvalidRequest("the key is empty")
 
 
 def _add_to_hash(value: int, revision: int, event: Event) -> int:

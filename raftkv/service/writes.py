@@ -10,7 +10,7 @@ from raftkv.errors import AlreadyApplied
 from raftkv.operations import NO_SAFEGUARDS, Idempotency, Refused, Safeguards
 from raftkv.ports import Clock
 from raftkv.service.refusals import error_of
-from raftkv.store.commands import Command, Guarded, Once, PlainCommand
+from raftkv.store.commands import Command, ForgetOutcomes, Guarded, Once, PlainCommand
 from raftkv.store.results import AppliedBefore, Result
 from raftkv.types import Term
 
@@ -59,6 +59,32 @@ class ClusterTime:
         return max(self._store.time, int(self._clock.now() + self._offset))
 
 
+class OutcomeStore(Protocol):
+    """What the expiry of outcomes needs of the store."""
+
+    def first_outcome_end(self) -> int | None:
+        """Return the time in seconds at which the first kept result expires, None when none is kept."""
+        ...
+
+
+class OutcomeExpiry:
+    """A leader task: results of idempotent writes expire also when no other command brings the time.
+
+    Args:
+        store: The local store.
+        time: The cluster's time.
+    """
+
+    def __init__(self, store: OutcomeStore, time: ClusterTime) -> None:
+        self._store = store
+        self._time = time
+
+    def due(self) -> ForgetOutcomes | None:
+        """Return the command that is to be proposed now, None for none."""
+        end, now = self._store.first_outcome_end(), self._time.now()
+        return ForgetOutcomes(now) if end is not None and end <= now else None
+
+
 class Writes:
     """Proposes commands.
 
@@ -66,12 +92,14 @@ class Writes:
         proposer: Where to.
         time: Time for what is forgotten again.
         keep_seconds: For how long a write is recognised that is sent again.
+        max_bytes: Bound on the results that are kept for that, 0 for none.
     """
 
-    def __init__(self, proposer: Submitter, time: ClusterTime, keep_seconds: int) -> None:
+    def __init__(self, proposer: Submitter, time: ClusterTime, keep_seconds: int, max_bytes: int = 0) -> None:
         self._proposer = proposer
         self._time = time
         self._keep_seconds = keep_seconds
+        self._max_bytes = max_bytes
 
     async def apply(self, command: PlainCommand, safeguards: Safeguards = NO_SAFEGUARDS) -> Result:
         """Return a command's result when it is durable on a majority and applied here.
@@ -93,4 +121,4 @@ class Writes:
         return result
 
     def _once(self, idempotency: Idempotency) -> Once:
-        return Once(idempotency.key, idempotency.fingerprint, self._time.now(), self._keep_seconds)
+        return Once(idempotency.key, idempotency.fingerprint, self._time.now(), self._keep_seconds, self._max_bytes)

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from raftkv.config import Retention
 from raftkv.errors import InvalidRequest, LeaseExists, LeaseNotFound, NotLeader
 from raftkv.operations import MAX_LEASE_SECONDS, Lease, RefusalKind, Refused
+from raftkv.service import duties
 from raftkv.service.alarms import Quota
 from raftkv.service.compactor import Compactor
 from raftkv.service.duties import LeaderDuties
-from raftkv.service.leases import LeaseClock, Leases, SteadyClock
+from raftkv.service.leases import EXPIRED_AT_ONCE, LeaseClock, Leases, SteadyClock
+from raftkv.service.slices import SlicePolicy, Slices
 from raftkv.service.writes import ClusterTime, Writes
 from raftkv.store.commands import Compact, GrantLease, RevokeLease
 from raftkv.store.lease import LeaseChange
@@ -53,10 +55,16 @@ class Store:
     def lease(self, lease_id):
         return self.kept.get(lease_id)
 
-    def leases(self):
+    def leases_steps(self):
+        yield
         return list(self.kept.values())
 
-    def attached_keys(self, lease_id):
+    def lease_page(self, start, limit):
+        found = sorted((lease for lease in self.kept.values() if lease.id >= start), key=lambda lease: lease.id)
+        return found[:limit], found[limit].id if len(found) > limit else None
+
+    def attached_keys_steps(self, lease_id):
+        yield
         return [b"k%d" % lease_id]
 
     def take_lease_changes(self):
@@ -107,11 +115,21 @@ class Node:
             retention,
             Quota(0, "n1"),
             NoPromotion(),
+            NoPromotion(),
+            NoPromotion(),
             lambda: self.term,
         )
         writes = Writes(self.store, ClusterTime(self.store, self.clock, lambda: self.term), 60)
         self.leases = Leases(
-            self.store, writes, self.store, self.timer, self.clock, Randomness(), 2, self.require_leader
+            self.store,
+            writes,
+            self.store,
+            self.timer,
+            self.clock,
+            Randomness(),
+            2,
+            self.require_leader,
+            Slices(self.clock, SlicePolicy()),
         )
         self.duties.tick()
 
@@ -126,10 +144,10 @@ class Node:
 
 async def test_a_lease_lives_as_long_as_it_was_granted_for_and_not_less():
     node = Node()
-    assert await node.leases.grant(7, 10) == Lease(7, 10)
+    assert (await node.leases.grant(7, 10)).result == Lease(7, 10)
     node.duties.tick()
     node.after(9.9)
-    assert (await node.leases.time_to_live(7, wants_keys=True)).remaining_seconds == 0
+    assert (await node.leases.time_to_live(7, wants_keys=True)).result.remaining_seconds == 0
     assert node.store.lease(7) is not None
     node.after(0.2)
     assert node.store.proposed[-1] == RevokeLease(7)
@@ -146,7 +164,7 @@ async def test_a_keep_alive_gives_the_full_time_again_and_asks_a_majority():
     for _ in range(5):
         node.after(9)
         before = node.store.confirmed
-        assert await node.leases.keep_alive(7) == 10
+        assert (await node.leases.keep_alive(7)).result == 10
         assert node.store.confirmed == before + 1
     node.after(9.9)
     assert node.store.lease(7) is not None
@@ -267,7 +285,7 @@ async def test_a_removed_lease_is_gone_before_the_clock_knows():
 
 async def test_ids_and_times_are_checked():
     node = Node()
-    assert (await node.leases.grant(0, 1)) == Lease(5, 2), "a random id, and at least the shortest time"
+    assert (await node.leases.grant(0, 1)).result == Lease(5, 2), "a random id, and at least the shortest time"
     with pytest.raises(LeaseExists):
         await node.leases.grant(5, 60)
     for lease_id, seconds in ((-1, 60), (2**63, 60), (1, MAX_LEASE_SECONDS + 1)):
@@ -278,7 +296,7 @@ async def test_ids_and_times_are_checked():
             with pytest.raises(LeaseNotFound):
                 await question
     await node.leases.revoke(5)
-    assert await node.leases.all() == []
+    assert (await node.leases.all()).result == []
 
 
 async def test_leases_are_listed_by_their_end():
@@ -286,7 +304,7 @@ async def test_leases_are_listed_by_their_end():
     for lease_id, seconds in ((1, 30), (2, 10), (3, 20)):
         await node.leases.grant(lease_id, seconds)
     node.duties.tick()
-    assert await node.leases.all() == [2, 3, 1]
+    assert (await node.leases.all()).result == [2, 3, 1]
 
 
 async def test_the_leader_compacts_and_does_not_insist():
@@ -328,3 +346,57 @@ def test_no_lease_is_ever_taken_for_expired_before_its_time(steps):
             assert ends[expired] <= now
     now += 100
     assert set(timer.take_expired(now, 0.1)) == set(ends)
+
+
+async def test_new_leader_finds_many_leases_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(duties, "LEASES_AT_ONCE", 10)
+    node = Node()
+    for number in range(1, 36):
+        await node.leases.grant(number, 10)
+    node.term = None
+    node.after(0.1)
+    node.term = Term(2)
+    node.duties.tick()
+    known = [node.timer.remaining(number, node.clock.now()) is not None for number in range(1, 36)]
+    assert 0 < sum(known) <= 20
+    # One that is not found yet is as alive as the others, and its time counts from the beginning too.
+    assert (await node.leases.keep_alive(35)).result == 10
+    node.after(5)
+    assert (await node.leases.time_to_live(34)).result.remaining_seconds == 6
+    node.after(0.1)
+    node.after(0.1)
+    assert all(node.timer.remaining(number, node.clock.now()) is not None for number in range(1, 36))
+
+
+async def test_many_leases_that_end_at_once_are_removed_some_at_a_time():
+    node = Node()
+    for number in range(1, 501):
+        await node.leases.grant(number, 10)
+    node.duties.tick()
+    node.store.proposed.clear()
+    node.clock.time += 11
+    node.duties.tick()
+    first = len(node.store.proposed)
+    assert first == EXPIRED_AT_ONCE
+    node.duties.tick()
+    node.duties.tick()
+    assert sorted(command.lease_id for command in node.store.proposed) == list(range(1, 501))
+
+
+async def test_lease_granted_while_others_are_found_keeps_its_own_time(monkeypatch):
+    monkeypatch.setattr(duties, "LEASES_AT_ONCE", 1)
+    node = Node()
+    for number in range(1, 6):
+        await node.leases.grant(number, 10)
+    node.term = None
+    node.after(0.1)
+    node.term = Term(2)
+    node.duties.tick()
+    node.clock.time += 3
+    await node.leases.grant(9, 10)
+    await node.leases.revoke(5)
+    for _ in range(8):
+        node.duties.tick()
+    assert node.timer.remaining(9, node.clock.now()) == 10
+    assert node.timer.remaining(5, node.clock.now()) is None
+    assert node.timer.remaining(4, node.clock.now()) == pytest.approx(8)

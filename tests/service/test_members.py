@@ -11,10 +11,11 @@ from raftkv.errors import (
     MemberExists,
     MemberMissing,
     MembersUnsettled,
+    MemberUnreachable,
     NotLeader,
 )
 from raftkv.membership import ConfirmRemovals, MemberId, PromoteMember, RemoveMember
-from raftkv.service.members import Autopilot, AutopilotPolicy, Progress, Upkeep
+from raftkv.service.members import Autopilot, AutopilotPolicy, MemberAtAddress, Progress, Upkeep
 from raftkv.store.commands import ChangeMembers
 from raftkv.types import Index, NodeId
 from tests.http.http_store import InstantLog
@@ -106,12 +107,43 @@ async def test_nobody_and_nothing_twice(log):
     ):
         with pytest.raises(MemberMissing):
             await call
-    await log.members.update(id_of(log, N2), "10.0.0.9:2380")
+    await log.members.update(id_of(log, N2), "10.0.0.9:2380", is_forced=True)
     assert log.members.current.named(N2).peer_address == "10.0.0.9:2380"
     with pytest.raises(MemberExists):
         await log.members.update(id_of(log, N2), "10.0.0.3:2380")
     with pytest.raises(MemberChangeRefused, match="voter already"):
         await log.members.promote(id_of(log, N2))
+
+
+async def test_member_moves_only_to_an_address_where_it_answers(log):
+    def found(name: NodeId, member_id: int, storage_id: str) -> str | MemberAtAddress:
+        return MemberAtAddress(name, member_id, storage_id)
+
+    own = id_of(log, N2)
+    for answer, fault in (
+        ("Connection refused", "n2 does not answer at new:1 .Connection refused."),
+        (found(N3, id_of(log, N3), "storage-of-n3"), "n3 .id [0-9a-f]{16}. answers there"),
+        (found(N2, own + 1, "storage-of-n2"), "n2 .id [0-9a-f]{16}. answers there"),
+        (found(N2, own, "empty"), "other storage"),
+    ):
+        log.at_address["new:1"] = answer
+        with pytest.raises(MemberUnreachable, match=fault):
+            await log.members.update(own, "new:1")
+    assert log.members.current.version == 0
+    log.at_address["new:1"] = found(N2, own, "storage-of-n2")
+    await log.members.update(own, "new:1")
+    assert log.members.current.named(N2).peer_address == "new:1"
+
+
+async def test_leadership_that_is_lost_during_the_probe_of_a_move_ends_it(log):
+    class Deposing:
+        async def member_at(self, _address):
+            log.refusal = NotLeader(N3, None)
+            return MemberAtAddress(N2, id_of(log, N2), "storage-of-n2")
+
+    log.members._addresses = Deposing()
+    with pytest.raises(NotLeader):
+        await log.members.update(id_of(log, N2), "new:1")
 
 
 class Behind(InstantLog):

@@ -8,6 +8,7 @@ import pytest
 
 from raftkv.consensus.entries import Slot
 from raftkv.errors import (
+    ClusterVersionTooLow,
     InvalidRequest,
     LeadershipLost,
     NoLeader,
@@ -18,8 +19,10 @@ from raftkv.errors import (
     Timeout,
 )
 from raftkv.service.proposer import Proposer, ProposerLimits
+from raftkv.store import commands
 from raftkv.store.commands import Put, decode_commands
 from raftkv.types import MAX_ENTRY_BYTES, Index, Revision, Term, Written
+from raftkv.versions import ClusterVersion
 from tests.consensus.harness import ManualClock
 
 
@@ -41,7 +44,9 @@ class Fixture:
         self.clock = ManualClock()
         self.refusal = None
         self.wakes = 0
-        self.proposer = Proposer(self.log, self.clock, ProposerLimits(**limits), lambda: self.refusal, self._wake)
+        self.proposer = Proposer(
+            self.log, self.clock, ProposerLimits(**limits), lambda _command: self.refusal, self._wake
+        )
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -69,6 +74,19 @@ async def test_what_waits_travels_together():
     fixture.proposer.applied(Index(2), Term(1), written(10))
     assert [(await future).revision for future in others] == list(range(10))
     assert fixture.proposer.pending_commands == 0
+
+
+async def test_a_command_above_the_cluster_version_is_refused_and_names_both(monkeypatch):
+    fixture = Fixture()
+    version = ClusterVersion(0, 1)
+    fixture.proposer._cluster_version = lambda: version
+    monkeypatch.setitem(commands.REQUIRED_VERSIONS, Put, ClusterVersion(0, 2))
+    with pytest.raises(ClusterVersionTooLow, match=r"needs cluster version 0\.2, and the cluster is at version 0\.1"):
+        fixture.put()
+    version = ClusterVersion(0, 2)
+    fixture.put()
+    fixture.proposer.flush()
+    assert [len(entry) for entry in fixture.log.entries] == [1]
 
 
 async def test_a_group_is_bounded_in_count_and_bytes():
@@ -149,6 +167,24 @@ async def test_deadlines_end_what_waits_and_what_is_in_flight_differently():
     fixture.proposer.applied(Index(1), Term(1), written(1))
 
 
+async def test_what_will_be_applied_is_waited_for():
+    fixture = Fixture(entries_in_flight=3, commands_per_entry=1, timeout_seconds=5)
+    first, second, third = (fixture.put() for _ in range(3))
+    fixture.proposer._will_be_applied = lambda index: index <= 2
+    fixture.proposer.flush()
+    fixture.clock.time += 60
+    fixture.proposer.expire()
+    with pytest.raises(Timeout):
+        await third
+    fixture.proposer.applied(Index(1), Term(1), written(1))
+    assert (await first).revision == 0
+    # The entry at the index may turn out to be another one.
+    fixture.proposer.applied(Index(2), Term(2), written(1))
+    with pytest.raises(Superseded):
+        await second
+    assert fixture.proposer.pending_commands == 0
+
+
 async def test_a_stop_ends_everything():
     fixture = Fixture(entries_in_flight=1)
     in_flight = fixture.put()
@@ -202,3 +238,55 @@ async def test_what_waits_behind_a_full_log_does_not_outlive_the_leadership():
     fixture.refusal = None
     fixture.proposer.flush()
     assert len(fixture.log.entries) == 1
+
+
+async def test_abandoned_proposals_are_unknown_and_those_that_wait_are_not():
+    fixture = Fixture(entries_in_flight=1)
+    in_flight = fixture.put()
+    fixture.proposer.flush()
+    waiting = fixture.put()
+    fixture.proposer.abandon("the disk does not answer")
+    with pytest.raises(LeadershipLost, match="the disk does not answer"):
+        await in_flight
+    assert not waiting.done()
+    fixture.proposer.applied(Index(1), Term(1), written(1))
+    fixture.proposer.flush()
+    fixture.proposer.applied(Index(2), Term(1), written(1))
+    assert (await waiting).revision == 0
+
+
+async def test_outcomes_of_a_large_entry_are_handed_out_over_several_iterations():
+    fixture = Fixture(entries_in_flight=1)
+    futures = [fixture.put(b"%d" % number) for number in range(300)]
+    fixture.proposer.flush()
+    fixture.proposer.applied(Index(1), Term(1), written(300))
+    done = [sum(future.done() for future in futures)]
+    while fixture.proposer.can_flush:
+        fixture.proposer.flush()
+        done.append(sum(future.done() for future in futures))
+    assert done[-1] == 300
+    assert max(b - a for a, b in zip([0, *done], done, strict=False)) <= 128
+    assert [future.result().revision for future in futures] == list(range(300))
+
+
+async def test_refusals_of_a_long_queue_are_handed_out_over_several_iterations():
+    fixture = Fixture(entries_in_flight=1)
+    futures = [fixture.put(b"%d" % number) for number in range(300)]
+    fixture.refusal = NoLeader("gone")
+    fixture.proposer.flush()
+    assert 0 < sum(future.done() for future in futures) <= 128
+    assert fixture.proposer.pending_commands == 0
+    while fixture.proposer.can_flush:
+        fixture.proposer.flush()
+    assert all(isinstance(future.exception(), NoLeader) for future in futures)
+
+
+async def test_stop_hands_out_everything_at_once():
+    fixture = Fixture(entries_in_flight=1)
+    applied = [fixture.put(b"%d" % number) for number in range(300)]
+    fixture.proposer.flush()
+    fixture.proposer.applied(Index(1), Term(1), written(300))
+    waiting = [fixture.put(b"%d" % number) for number in range(300)]
+    fixture.proposer.stop()
+    assert [future.result().revision for future in applied] == list(range(300))
+    assert all(isinstance(future.exception(), ShuttingDown) for future in waiting)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from raftkv.errors import NoLeader, ReadTimeout, ShuttingDown
+from raftkv.errors import LogsContradict, NoLeader, ReadTimeout, ShuttingDown
 from raftkv.service.reads import ReadGate
 from raftkv.types import Index
 from tests.consensus.harness import ManualClock
@@ -78,6 +78,25 @@ async def test_a_read_that_is_not_confirmed_in_time_is_refused(leader, error):
     assert fixture.forgotten == [1]
 
 
+async def test_all_reads_can_be_refused_at_once_and_later_ones_go_on():
+    fixture = Fixture()
+    (asked,) = await fixture.start()
+    fixture.gate.flush()
+    (confirmed,) = await fixture.start()
+    fixture.gate.flush()
+    fixture.gate.confirmed([(2, Index(9))])
+    fixture.gate.refuse_all(LogsContradict("a contradicts b"))
+    for task in (asked, confirmed):
+        with pytest.raises(LogsContradict, match="a contradicts b"):
+            await task
+    assert fixture.forgotten == [1]
+    (later,) = await fixture.start()
+    fixture.gate.flush()
+    fixture.gate.confirmed([(3, Index(1))])
+    fixture.gate.applied(Index(1))
+    await later
+
+
 async def test_a_stop_refuses_everything_now_and_later():
     fixture = Fixture()
     (asked,) = await fixture.start()
@@ -103,3 +122,19 @@ async def test_a_cancelled_reader_does_not_take_the_others_along():
     fixture.gate.confirmed([(1, Index(1))])
     fixture.gate.applied(Index(1))
     await there
+
+
+async def test_reads_of_entries_that_cannot_be_applied_are_refused_and_others_go_on():
+    fixture = Fixture()
+    (confirmed,) = await fixture.start()
+    fixture.gate.flush()
+    (asked,) = await fixture.start()
+    fixture.gate.flush()
+    fixture.gate.confirmed([(1, Index(9))])
+    fixture.gate.refuse_unapplied("the disk does not answer")
+    with pytest.raises(ReadTimeout, match="the disk does not answer"):
+        await confirmed
+    assert not asked.done()
+    fixture.gate.confirmed([(2, Index(8))])
+    fixture.gate.applied(Index(8))
+    await asked

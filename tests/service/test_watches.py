@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.errors import RevisionCompacted, ShuttingDown
-from raftkv.operations import EventKind, KeySpan, Watch
+from raftkv.operations import DeleteOperation, EventKind, KeySpan, PutOperation, Transaction, Watch
+from raftkv.runtime.clock import RealClock
+from raftkv.service import watches
+from raftkv.service.slices import SlicePolicy, Slices
 from raftkv.service.watches import WatchHub
-from raftkv.store.commands import Compact, Delete, Put, encode_commands
+from raftkv.store.commands import Compact, Delete, Put, Transact, encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
 from raftkv.store.memory_backend import MemoryBackend
+from raftkv.store.mvcc import HistoryWriter, summary_of
 from raftkv.types import Index, Revision, Term
 from tests.http.http_store import CLUSTER
 from tests.simulation.disk import VirtualDisk
@@ -24,12 +28,12 @@ ALL = KeySpan(b"", None)
 class Node:
     def __init__(self) -> None:
         self.machine = Machine(MemoryBackend(VirtualDisk().root), CLUSTER)
-        self.hub = WatchHub(self.machine)
+        self.hub = WatchHub(self.machine, Slices(RealClock(), SlicePolicy()))
 
     def apply(self, *commands):
         index = Index(self.machine.applied_index + 1)
         results = self.machine.apply([CommittedEntry(index, Term(1), encode_commands(commands))])[0]
-        self.hub.applied(self.machine.take_events())
+        self.hub.applied(self.machine.take_changes())
         return results
 
 
@@ -38,7 +42,8 @@ def told(events):
 
 
 async def soon(awaitable):
-    return await asyncio.wait_for(awaitable, 5)
+    """Await what comes at once; the limit only ends a test that would hang, on the slowest machine, with coverage."""
+    return await asyncio.wait_for(awaitable, 60)
 
 
 async def test_a_waiting_watcher_is_told_what_concerns_it():
@@ -189,3 +194,80 @@ def test_every_watcher_sees_every_event_once_and_in_order(steps, starts):
             assert seen[number] == [item for item in expected if item[2] in span and item[0] >= first[number]]
 
     asyncio.run(run())
+
+
+async def collect(watcher, last):
+    """Return all that a watcher receives up to a revision."""
+    events = []
+    while watcher.position <= last:
+        events += await soon(watcher.next())
+    return told(events)
+
+
+async def test_changes_of_a_long_entry_are_taken_over_several_iterations_and_told_once(monkeypatch):
+    monkeypatch.setattr(watches, "_CHECKS_AT_ONCE", 50)
+    node = Node()
+    keys = [b"k%04d" % number for number in range(500)]
+    node.apply(*(Put(key, b"1") for key in keys))
+    begin = node.machine.revision + 1
+    spans = [ALL, KeySpan.single(b"k0000"), KeySpan.single(b"k0499"), KeySpan(b"k0100", b"k0300")]
+    early = [node.hub.open(Watch(span, begin)) for span in spans]
+    tasks = [asyncio.ensure_future(collect(watcher, begin + 2)) for watcher in early]
+    await asyncio.sleep(0)
+    node.apply(Transact(Transaction((), (DeleteOperation(ALL),), ())))
+    assert node.hub.behind <= begin, "there is more to take"
+    late = [node.hub.open(Watch(span, begin)) for span in spans]
+    tasks += [asyncio.ensure_future(collect(watcher, begin + 2)) for watcher in late]
+    await asyncio.sleep(0)
+    node.apply(*(Put(key, b"2") for key in (b"k0000", b"k0499")))
+    last = [asyncio.ensure_future(collect(node.hub.open(Watch(span, begin)), begin + 2)) for span in spans]
+    # So that every watcher comes to its end.
+    ends = tuple(PutOperation(key, b"3") for key in (b"k0000", b"k0200", b"k0499"))
+    node.apply(Transact(Transaction((), ends, ())))
+    deletions = [(begin, EventKind.DELETE, key) for key in keys]
+    puts = [(begin + 1, EventKind.PUT, b"k0000"), (begin + 2, EventKind.PUT, b"k0499")]
+    everything = [*deletions, *puts]
+    for number, task in enumerate([*tasks, *last]):
+        span = spans[number % len(spans)]
+        found = [event for event in await soon(task) if event[0] <= begin + 2]
+        assert found == [event for event in everything if event[2] in span]
+
+
+async def test_snapshot_while_changes_are_taken_tells_each_change_once(monkeypatch):
+    monkeypatch.setattr(watches, "_CHECKS_AT_ONCE", 10)
+    node = Node()
+    watcher = node.hub.open(Watch(ALL, 2))
+    task = asyncio.ensure_future(collect(watcher, 101))
+    await asyncio.sleep(0)
+    node.apply(*(Put(b"k%04d" % number, b"1") for number in range(100)))
+    node.hub.skipped()
+    assert [revision for revision, _kind, _key in await soon(task)] == list(range(2, 102))
+    node.apply(Put(b"next", b"1"))
+    assert told(await soon(watcher.next())) == [(102, EventKind.PUT, b"next")]
+
+
+@pytest.fixture
+def many_changes():
+    with MemoryBackend(VirtualDisk().root).write() as transaction:
+        writer = HistoryWriter(transaction, 1)
+        for number in range(100_000):
+            writer.put(b"k%06d" % number, b"", 0)
+    return writer.changes
+
+
+async def test_revision_of_many_events_does_not_hold_the_loop(many_changes):
+    """``tests/conftest.py`` fails the test when a callback of the loop takes too long."""
+    node = Node()
+    watchers = [node.hub.open(Watch(KeySpan.single(b"k%06d" % number), 2)) for number in range(0, 100_000, 1000)]
+    watchers += [node.hub.open(Watch(KeySpan(b"x%d" % number, b"y"), 2)) for number in range(20)]
+    tasks = [asyncio.ensure_future(node.hub.wait(watcher)) for watcher in watchers]
+    await asyncio.sleep(0)
+    node.hub.applied(many_changes)
+    assert node.hub.behind == 2, "there is more to take"
+    await soon(asyncio.gather(*tasks[:100]))
+    assert node.hub.number_waiting == 20
+    # The latest ones are kept for watches that go on.
+    assert summary_of(many_changes[-1])[0] == 2
+    assert many_changes[0] == (b"", b"")
+    for task in tasks[100:]:
+        task.cancel()
