@@ -1,4 +1,4 @@
-"""``/v1/cluster``, ``/v1/version`` and ``/version``."""
+"""``/v1/cluster`` and ``/v1/version``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from aiohttp import web
 from raftkv import __version__
 from raftkv.http.answers import json_response
 from raftkv.http.body import refuse_body
-from raftkv.http.etcd.maintenance import ETCD_VERSION
 from raftkv.http.json_body import parse_members, read_json_body
+from raftkv.http.open_ended import OpenEnded
 from raftkv.http.routing import Call
 from raftkv.http.target import Query
 from raftkv.service.api import ClusterService, MemberStatus
@@ -22,11 +22,13 @@ class ClusterApi:
 
     Args:
         cluster: The node's cluster service.
+        open_ended: What ends the wait for a long answer when the node stops.
         body_timeout_seconds: Time in which a request's body must arrive.
     """
 
-    def __init__(self, cluster: ClusterService, body_timeout_seconds: float) -> None:
+    def __init__(self, cluster: ClusterService, open_ended: OpenEnded, body_timeout_seconds: float) -> None:
         self._cluster = cluster
+        self._open_ended = open_ended
         self._body_timeout_seconds = body_timeout_seconds
 
     async def describe(self, call: Call) -> web.Response:
@@ -41,6 +43,7 @@ class ClusterApi:
                 "leader": status.leader,
                 "leader_url": status.leader_url,
                 "term": status.term,
+                "cluster_version": str(self._cluster.own().cluster_version),
                 "members": [_render_member(member) for member in status.members],
             }
         )
@@ -51,7 +54,20 @@ class ClusterApi:
         members = parse_members(body, ("to",))
         target = NodeId(members.bytes("to").decode()) if "to" in members else None
         await self._cluster.transfer_leadership(target)
-        return json_response({"transferred": True})
+        return json_response({"transferred": True, "leader": self._cluster.own().leader})
+
+    async def check_states(self, call: Call) -> web.Response:
+        """``POST /v1/cluster/check``: compare the members' stores at one index now; answered when that is done."""
+        refuse_body(call.request)
+        Query(call.query, ())
+        report = await self._open_ended.run(call.request, self._cluster.check_states())
+        return json_response(
+            {
+                "index": report.index,
+                "sound": report.is_sound,
+                "members": [{"name": name, "result": result.value} for name, result in sorted(report.members.items())],
+            }
+        )
 
     async def version(self, call: Call) -> web.Response:
         """``GET /v1/version``: what runs here."""
@@ -59,15 +75,9 @@ class ClusterApi:
         Query(call.query, ())
         return json_response({"raftkv": __version__, "api": "v1"})
 
-    async def etcd_version(self, call: Call) -> web.Response:
-        """``GET /version``: how etcd's clients recognise a server of their API; some refuse any further member."""
-        refuse_body(call.request)
-        Query(call.query, ())
-        return json_response({"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION})
-
 
 def _render_member(member: MemberStatus) -> dict[str, Any]:
-    status = None if member.status is None else _render_status(member.status)
+    status = None if member.status is None else render_status(member.status)
     return {
         "name": member.name,
         "id": f"{member.id:016x}",
@@ -77,7 +87,8 @@ def _render_member(member: MemberStatus) -> dict[str, Any]:
     }
 
 
-def _render_status(status: NodeStatus) -> dict[str, Any]:
+def render_status(status: NodeStatus) -> dict[str, Any]:
+    """Return what a node says of itself as JSON, but for its name and peer address."""
     return {
         "role": status.role.value,
         "term": status.term,
@@ -88,4 +99,7 @@ def _render_status(status: NodeStatus) -> dict[str, Any]:
         "revision": status.revision,
         "client_url": status.client_url,
         "version": status.version,
+        "cluster_version": str(status.cluster_version),
+        "lowest_cluster_version": str(status.supported_versions.lowest),
+        "highest_cluster_version": str(status.supported_versions.highest),
     }

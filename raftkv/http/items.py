@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote_from_bytes
 
-from raftkv.http.problems import NOT_TEXT, ProblemError
 from raftkv.types import KeyValue
 
 
-def render_bytes(data: bytes, what: str, key: bytes, *, as_base64: bool) -> str:
-    """Return a key or a value as a string.
+def render_strings(strings: Mapping[str, bytes], *, as_base64: bool) -> dict[str, str]:
+    """Return keys and values as members of a document.
+
+    Where text was asked for and one of them is none, all are base64 and a member ``encoding`` says so: what others have
+    written must not keep a reader from the rest.
 
     Args:
-        data: It.
-        what: What it is, for the error.
-        key: The key that it belongs to.
-        as_base64: Whether as base64, not as text.
-
-    Raises:
-        ProblemError: It is not text, and base64 was not asked for.
+        strings: Each by the name of its member.
+        as_base64: Whether base64 was asked for.
     """
-    if as_base64:
-        return base64.b64encode(data).decode("ascii")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        named = quote_from_bytes(key, safe="/")
-        detail = f"{what} {named} (percent-encoded) is not UTF-8 text; ask with encoding=base64"
-        raise ProblemError(NOT_TEXT, detail, members={"key": named}) from None
+    if not as_base64:
+        try:
+            return {name: data.decode() for name, data in strings.items()}
+        except UnicodeDecodeError:
+            return {**render_strings(strings, as_base64=True), "encoding": "base64"}
+    return {name: base64.b64encode(data).decode("ascii") for name, data in strings.items()}
+
+
+def render_key(key: bytes, *, as_base64: bool) -> str | dict[str, str]:
+    """Return a key of a list: a string, or an object with its ``encoding`` where text was asked for and it is none."""
+    strings = render_strings({"key": key}, as_base64=as_base64)
+    return strings if "encoding" in strings else strings["key"]
 
 
 def render_item(item: KeyValue, *, as_base64: bool, keys_only: bool = False) -> dict[str, Any]:
-    """Return a key with its value.
-
-    Raises:
-        ProblemError: Something of it is not text, and base64 was not asked for.
-    """
+    """Return a key with its value; see ``render_strings``."""
+    strings = {"key": item.key} if keys_only else {"key": item.key, "value": item.value}
+    rendered = render_strings(strings, as_base64=as_base64)
     document: dict[str, Any] = {
-        "key": render_bytes(item.key, "the key", item.key, as_base64=as_base64),
+        "key": rendered.pop("key"),
         "create_revision": item.create_revision,
         "mod_revision": item.mod_revision,
         "version": item.version,
+        **rendered,
     }
-    if not keys_only:
-        document["value"] = render_bytes(item.value, "the value of", item.key, as_base64=as_base64)
     if item.lease:
         document["lease"] = item.lease
     return document

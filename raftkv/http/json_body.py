@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from raftkv.http.body import read_body
+from raftkv.http.json_size import MAX_VALUES, has_too_many_values
 from raftkv.http.problems import INVALID_JSON, ProblemError
 from raftkv.http.routing import Call
 from raftkv.http.target import Query
@@ -16,7 +18,7 @@ from raftkv.http.target import Query
 MAX_BODY_BYTES = 4_194_304
 """More than the JSON of any command that is small enough: base64 adds a third."""
 
-ENCODINGS = ("utf8", "base64")
+_ENCODINGS = ("utf8", "base64")
 
 
 class Members:
@@ -121,11 +123,23 @@ async def read_json_body(call: Call, timeout_seconds: float) -> bytes:
     """Read the body of a request that has no query.
 
     Raises:
-        ProblemError: It is too large or too slow, or there is a query.
+        ProblemError: It is too large or too slow, has too many values, or there is a query.
     """
     if call.query:
         Query(call.query, ())
-    return await read_body(call.request, MAX_BODY_BYTES, timeout_seconds)
+    body = await read_body(call.request, MAX_BODY_BYTES, timeout_seconds)
+    if await has_too_many_values(body):
+        raise _invalid(f"the body has more than {MAX_VALUES} values")
+    return body
+
+
+def wants_base64(parameters: Query | Members) -> bool:
+    """Return whether a query or a body says that keys and values are base64 instead of text.
+
+    Raises:
+        ProblemError: ``encoding`` is not valid.
+    """
+    return parameters.choice("encoding", _ENCODINGS, _ENCODINGS[0]) == "base64"
 
 
 def parse_members(body: bytes, allowed: Sequence[str]) -> Members:
@@ -149,8 +163,8 @@ def _parse(body: bytes) -> Any:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = [name for name, _value in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _value in pairs)
+        doubled = next(name for name, count in counts.items() if count > 1)
         raise _invalid(f"{doubled!r} is there twice")
     return document
 

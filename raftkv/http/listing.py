@@ -7,15 +7,15 @@ import binascii
 from dataclasses import dataclass
 from typing import Any
 
-from raftkv.http.items import render_bytes, render_item
+from raftkv.http.items import render_item, render_strings
+from raftkv.http.json_body import wants_base64
 from raftkv.http.problems import INVALID_QUERY, ProblemError
 from raftkv.http.target import Query
+from raftkv.operations import KeySpan
 from raftkv.types import MAX_KEY_BYTES, KeyRange
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-_TEXT = "utf8"
-_BASE64 = "base64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Listing:
         limit: Most keys on the page.
         keys_only: Whether to leave the values out.
         as_base64: Whether keys and values travel as base64 instead of text.
+        counts_only: Whether to answer with the number of the keys alone, however many there are.
     """
 
     prefix: bytes
@@ -35,6 +36,13 @@ class Listing:
     limit: int
     keys_only: bool
     as_base64: bool
+    counts_only: bool
+
+    @property
+    def span(self) -> KeySpan:
+        """The keys that it is about, on this page and on all that follow."""
+        whole = KeySpan.prefix(self.prefix)
+        return KeySpan(max(whole.start, self.start), whole.end)
 
 
 def parse_listing(query: Query) -> Listing:
@@ -43,31 +51,40 @@ def parse_listing(query: Query) -> Listing:
     Raises:
         ProblemError: A parameter is not valid.
     """
-    as_base64 = query.choice("encoding", (_TEXT, _BASE64), _TEXT) == _BASE64
+    as_base64 = wants_base64(query)
+    counts_only = query.flag("count_only")
+    if counts_only and (query.all("limit") or query.all("keys_only")):
+        raise ProblemError(INVALID_QUERY, "count_only counts every key, so limit and keys_only have no meaning with it")
     return Listing(
-        prefix=_key_parameter(query, "prefix", as_base64=as_base64),
-        start=_key_parameter(query, "start", as_base64=as_base64),
+        prefix=key_parameter(query, "prefix", as_base64=as_base64),
+        start=key_parameter(query, "start", as_base64=as_base64),
         limit=query.integer("limit", 1, MAX_LIMIT, DEFAULT_LIMIT),
-        keys_only=query.choice("keys_only", ("true", "false"), "false") == "true",
+        keys_only=query.flag("keys_only"),
         as_base64=as_base64,
+        counts_only=counts_only,
     )
 
 
 def render_page(page: KeyRange, listing: Listing) -> dict[str, Any]:
-    """Return a page as a JSON document.
-
-    Raises:
-        ProblemError: Something on it is not text, and base64 was not asked for.
-    """
-    next_key, as_base64 = page.next_key, listing.as_base64
-    return {
+    """Return a page as a JSON document."""
+    as_base64 = listing.as_base64
+    following = {} if page.next_key is None else render_strings({"next": page.next_key}, as_base64=as_base64)
+    document = {
         "revision": page.revision,
         "items": [render_item(item, as_base64=as_base64, keys_only=listing.keys_only) for item in page.items],
-        "next": None if next_key is None else render_bytes(next_key, "the key", next_key, as_base64=as_base64),
+        "next": following.get("next"),
     }
+    if "encoding" in following:
+        document["next_encoding"] = following["encoding"]
+    return document
 
 
-def _key_parameter(query: Query, name: str, *, as_base64: bool) -> bytes:
+def key_parameter(query: Query, name: str, *, as_base64: bool) -> bytes:
+    """Return a key, or what keys begin with.
+
+    Raises:
+        ProblemError: It is too long, or not base64.
+    """
     raw = query.raw(name, b"")
     if as_base64:
         raw = _from_base64(name, raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,9 +17,10 @@ from raftkv.http.routing import Call
 from raftkv.http.target import Query
 from raftkv.membership import ClusterMember
 from raftkv.service.api import ClusterService, MembershipService
-from raftkv.types import NodeId
+from raftkv.types import NODE_NAME, NodeId
 
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62})")
+_ALLOWED = {"promote": (), "replace": ("peer_address",), "address": ("peer_address", "force")}
+"""The changes of a member, and what the body of each may have."""
 
 
 class MembersApi:
@@ -59,15 +59,15 @@ class MembersApi:
     async def change(self, call: Call) -> web.Response:
         """``POST …/{name}/promote``, ``…/{name}/replace`` and ``…/{name}/address``."""
         name, _slash, action = call.tail.rpartition("/")
-        if not name or action not in ("promote", "replace", "address"):
+        if not name or action not in _ALLOWED:
             raise ProblemError(NO_SUCH_RESOURCE, f"nothing is served at {printable(call.tail)}")
-        allowed = () if action == "promote" else ("peer_address",)
+        allowed = _ALLOWED[action]
         body = parse_members(await read_json_body(call, self._body_timeout_seconds), allowed)
         member = self._named(name)
         if action == "promote":
             await self._members.promote(member.id)
         elif action == "address":
-            await self._members.update(member.id, _address(body))
+            await self._members.update(member.id, _address(body), is_forced=body.flag("force"))
         else:
             address = _address(body) if "peer_address" in body else None
             new = await self._members.replace(member.id, address)
@@ -87,6 +87,7 @@ class MembersApi:
         return {
             "cluster_id": self._cluster.cluster_id,
             "answered_by": self._cluster.own().name,
+            "cluster_version": str(self._cluster.own().cluster_version),
             "initial_members": {member.name: member.peer_address for member in self._members.initial_members},
             "members": [self._describe(member) for member in self._members.current.members],
         }
@@ -103,7 +104,7 @@ class MembersApi:
 
 def _name(body: Members) -> NodeId:
     name = body.bytes("name").decode()
-    if _NAME.fullmatch(name) is None:
+    if NODE_NAME.fullmatch(name) is None:
         raise InvalidRequest(f"{name!r} is no name of a member: letters, digits, dots, dashes and underscores are")
     return NodeId(name)
 

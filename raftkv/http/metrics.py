@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from raftkv.http.body import refuse_body
 from raftkv.http.routing import Call
-from raftkv.http.target import Query
 from raftkv.service.api import MetricsService
 
 
@@ -21,9 +19,7 @@ class MetricsApi:
         self._metrics = metrics
 
     async def read(self, call: Call) -> web.Response:
-        """``GET /metrics``."""
-        refuse_body(call.request)
-        Query(call.query, ())
+        """``GET /metrics``; as at etcd, a body and queries are ignored."""
         body, content_type = self._metrics.exposition(call.request.headers.get(hdrs.ACCEPT, ""))
         headers = {hdrs.CONTENT_TYPE: content_type, hdrs.CACHE_CONTROL: "no-store", hdrs.SERVER: "raftkv"}
         return web.Response(body=body, headers=headers)

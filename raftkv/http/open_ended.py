@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import web
@@ -13,6 +14,13 @@ from raftkv.http.connection import Connection
 
 WRITE_SECONDS = 30.0
 """A client that has not read for so long is cut off."""
+
+LEAST_BYTES_PER_SECOND = 262_144
+GRACE_SECONDS = 30.0
+"""After this time of waiting for its client, a download must have had that rate."""
+
+MAX_WAIT_SECONDS = 600.0
+"""A client may ask to wait for so long."""
 
 LASTS = web.RequestKey("lasts", bool)
 """Key that marks such a request."""
@@ -42,8 +50,7 @@ class OpenEnded:
             ShuttingDown: The node is stopping.
         """
         request[LASTS] = True
-        connection = request.protocol
-        assert isinstance(connection, Connection)
+        connection = connection_of(request)
         working = asyncio.ensure_future(work)
         lost = asyncio.ensure_future(connection.stream_until_lost())
         ending = asyncio.ensure_future(self._ending.wait())
@@ -60,6 +67,13 @@ class OpenEnded:
             await asyncio.gather(working, lost, ending, return_exceptions=True)
 
 
+def connection_of(request: web.BaseRequest) -> Connection:
+    """Return the connection that a request came on."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    return connection
+
+
 async def write_piece(request: web.BaseRequest, response: web.StreamResponse, piece: bytes) -> None:
     """Send a piece of an answer that lasts.
 
@@ -71,6 +85,34 @@ async def write_piece(request: web.BaseRequest, response: web.StreamResponse, pi
             await response.write(piece)
     except TimeoutError:
         cut_off(request)
+
+
+class Download:
+    """A long answer that its client must read at a rate, since it keeps a copy of the store on the disk.
+
+    Args:
+        request: The request.
+    """
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._sent_bytes = 0
+        self._waited_seconds = 0.0
+
+    @asynccontextmanager
+    async def sending(self, size: int) -> AsyncIterator[None]:
+        """Count the time that it takes the client to read so many bytes.
+
+        Raises:
+            ConnectionError: It is too slow.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        yield
+        self._sent_bytes += size
+        self._waited_seconds += clock() - began
+        if self._waited_seconds > GRACE_SECONDS and self._sent_bytes < self._waited_seconds * LEAST_BYTES_PER_SECOND:
+            cut_off(self._request)
 
 
 def cut_off(request: web.BaseRequest) -> NoReturn:

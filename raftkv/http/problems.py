@@ -65,8 +65,8 @@ REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request did not arrive in ti
 PRECONDITION_FAILED = Kind("precondition-failed", 412, "The key is not in the required state")
 VALUE_TOO_LARGE = Kind("value-too-large", 413, "The value is too large")
 EXPECTATION_FAILED = Kind("expectation-failed", 417, "The Expect header asks for something unknown")
-NOT_TEXT = Kind("not-text", 422, "A key or value is not UTF-8 text")
 INTERNAL_ERROR = Kind("internal-error", 500, "The server failed", applied="unknown")
+TOO_MANY_CONNECTIONS = Kind("too-many-connections", 503, "The node takes no more connections", retry_after=5)
 NOT_LEADER = Kind("not-leader", 307, "Another node is the leader")
 LEADER_URL_UNKNOWN = Kind("leader-url-unknown", 503, "The leader's client URL is not known yet", retry_after=1)
 
@@ -84,16 +84,23 @@ KIND_OF_ERROR: Mapping[type[errors.RaftkvError], Kind] = {
     errors.RevisionInFuture: Kind("revision-in-future", 400, "The store has not reached the revision yet"),
     errors.NotLeader: NOT_LEADER,
     errors.NoLeader: Kind("no-leader", 503, "No leader can be reached", retry_after=1),
+    errors.LogsContradict: Kind("logs-contradict", 503, "The members' logs contradict each other", retry_after=1),
     errors.BackupFailed: Kind("backup-failed", 503, "A copy of the store could not be made", retry_after=1),
     errors.MemberMissing: Kind("member-not-found", 404, "The member does not exist"),
     errors.MemberExists: Kind("member-exists", 409, "Another member has that name or address"),
     errors.MembersUnsettled: Kind(
         "members-unsettled", 503, "Another change of the membership is under way", retry_after=1
     ),
+    errors.MemberUnreachable: Kind("member-unreachable", 409, "The member does not answer at that address"),
     errors.MemberChangeRefused: Kind("member-change-refused", 409, "The change would stop the cluster"),
     errors.TransferFailed: Kind("transfer-failed", 503, "The leadership was not taken over", retry_after=1),
     errors.Superseded: Kind("superseded", 503, "Another leader's entry took the request's place", retry_after=1),
+    errors.ClusterVersionTooLow: Kind("cluster-version-too-low", 409, "The cluster's version does not allow this yet"),
     errors.Overloaded: Kind("overloaded", 429, "Too many requests are waiting", retry_after=1),
+    errors.BuffersFull: Kind("buffers-full", 503, "Too many bytes are held for clients", retry_after=1),
+    errors.OutcomesFull: Kind(
+        "outcomes-full", 429, "Results of idempotent writes take as much as they may", retry_after=1
+    ),
     errors.StorageLow: Kind("storage-low", 507, "The node's disk is nearly full"),
     errors.ShuttingDown: Kind("shutting-down", 503, "The node is stopping", retry_after=1),
     errors.ReadTimeout: Kind("read-timeout", 503, "The read was not confirmed in time", retry_after=1),
@@ -133,8 +140,12 @@ class ProblemError(Exception):
         self.members = members or {}
         self.headers = headers or {}
 
-    def document(self) -> bytes:
-        """Return the problem document as JSON."""
+    def document(self, request_id: str | None = None) -> bytes:
+        """Return the problem document as JSON.
+
+        Args:
+            request_id: The id of the request, None for one that was not read.
+        """
         kind = self.kind
         return orjson.dumps(
             {
@@ -144,11 +155,12 @@ class ProblemError(Exception):
                 "detail": self.detail or kind.title,
                 "applied": kind.applied,
                 **self.members,
+                **({} if request_id is None else {"request_id": request_id}),
             }
         )
 
-    def response(self) -> web.Response:
-        """Return the answer that carries the document."""
+    def response(self, request_id: str) -> web.Response:
+        """Return the answer that carries the document, with the id of the request."""
         headers = {
             hdrs.CONTENT_TYPE: CONTENT_TYPE,
             hdrs.CACHE_CONTROL: "no-store",
@@ -157,15 +169,16 @@ class ProblemError(Exception):
         }
         if self.kind.retry_after is not None:
             headers[hdrs.RETRY_AFTER] = str(self.kind.retry_after)
-        return web.Response(status=self.kind.status, body=self.document(), headers=headers)
+        return web.Response(status=self.kind.status, body=self.document(request_id), headers=headers)
 
 
-def problem_of(error: Exception, target: str) -> ProblemError:
-    """Return the problem that answers an error; log what nobody expected, with its traceback.
+def problem_of(error: Exception, target: str, request_id: str) -> ProblemError:
+    """Return the problem that answers an error; log an unexpected one with its traceback.
 
     Args:
         error: What a handler raised.
         target: Path and query of the request as they arrived, for the redirect to the leader.
+        request_id: The request's id, for the log.
     """
     if isinstance(error, ProblemError):
         return error
@@ -173,7 +186,7 @@ def problem_of(error: Exception, target: str) -> ProblemError:
         return _redirect(error, target)
     kind = next((KIND_OF_ERROR[base] for base in type(error).__mro__ if base in KIND_OF_ERROR), INTERNAL_ERROR)
     if kind is INTERNAL_ERROR:
-        _log.error("request %s failed unexpectedly", printable(target), exc_info=error)
+        _log.error("request %s to %s failed unexpectedly", request_id, printable(target), exc_info=error)
         return ProblemError(kind, "an unexpected error, described in the node's log")
     members = {"revision": error.revision} if isinstance(error, errors.AlreadyApplied) else None
     return ProblemError(kind, str(error), members=members)
@@ -191,3 +204,8 @@ def _redirect(error: errors.NotLeader, target: str) -> ProblemError:
         return ProblemError(LEADER_URL_UNKNOWN, f"{error}, and its client URL is not known yet", members=members)
     location = error.leader_url.rstrip("/") + printable(target)
     return ProblemError(NOT_LEADER, str(error), members=members, headers={hdrs.LOCATION: location})
+
+
+def truncated() -> ProblemError:
+    """Return the problem of a body whose sender stopped before its end."""
+    return ProblemError(TRUNCATED_BODY, "the connection ended before the whole body had arrived")

@@ -20,7 +20,8 @@ class Renderings:
         """Return a rendering.
 
         Args:
-            name: By what it is known; the same name must always stand for the same thing.
+            name: Identifies what is rendered and every option of the rendering: an event by its revision and its
+                sub-revision, since one transaction may put and delete a key.
             render: Makes the document when it is not known.
         """
         known = self._known.get(name)

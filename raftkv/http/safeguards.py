@@ -75,7 +75,7 @@ def _fence(text: str) -> Fence:
 
 def _fingerprint(request: web.BaseRequest, body: bytes) -> bytes:
     digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
-    parts = [request.method, request.raw_path, *(request.headers.get(name, "") for name in _CONDITIONS)]
+    parts = [request.method, request.raw_path, *(",".join(request.headers.getall(name, ())) for name in _CONDITIONS)]
     for part in (*(text.encode("utf-8", "surrogateescape") for text in parts), body):
         digest.update(b"%d:" % len(part))
         digest.update(part)

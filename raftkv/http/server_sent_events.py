@@ -9,13 +9,16 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 from aiohttp import hdrs, web
 
+from raftkv.http.answers import X_CLUSTER_ID
 from raftkv.http.open_ended import ClientGone, OpenEnded, write_piece
 from raftkv.http.problems import INVALID_HEADER, ProblemError, problem_of
+from raftkv.http.request_ids import request_id_of
+from raftkv.types import ClusterId
 
 HEARTBEAT_SECONDS = 15.0
 """Proxies and clients take a longer silence for a dead connection."""
 
-_LAST_EVENT_ID = "Last-Event-ID"
+LAST_EVENT_ID = "Last-Event-ID"
 _MAX_REVISION = 2**63 - 1
 
 
@@ -24,19 +27,22 @@ class EventStream:
 
     Args:
         request: The request.
+        cluster_id: The cluster, which the answer names: a client that resumes must not go on at another one.
     """
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, cluster_id: ClusterId) -> None:
         self._request = request
         headers = {
             hdrs.CONTENT_TYPE: "text/event-stream",
             hdrs.CACHE_CONTROL: "no-store",
             # Else a proxy of nginx's kind would gather events before it passes them on.
             "X-Accel-Buffering": "no",
+            X_CLUSTER_ID: cluster_id,
             hdrs.SERVER: "raftkv",
         }
         self.response = web.StreamResponse(headers=headers)
         self._turn = asyncio.Lock()
+        self._position = 0
 
     async def begin(self, position: int) -> None:
         """Send the answer's header, and an id to resume after from."""
@@ -51,8 +57,12 @@ class EventStream:
             kind: Their type, empty for ordinary messages.
         """
         head = f"event: {kind}\n".encode() if kind else b""
-        parts = [b"id: %d\n%bdata: %b\n\n" % (position, head, orjson.dumps(data)) for position, data in messages]
-        await self._write(b"".join(parts))
+        async with self._turn:
+            parts: list[bytes] = []
+            for position, data in messages:
+                self._position = max(self._position, position)
+                parts.append(b"id: %d\n%bdata: %b\n\n" % (self._position, head, orjson.dumps(data)))
+            await self._write(b"".join(parts))
 
     @asynccontextmanager
     async def heartbeats(self, told: Callable[[], int]) -> AsyncIterator[None]:
@@ -67,16 +77,20 @@ class EventStream:
     async def _beat(self, told: Callable[[], int]) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            await self._write(b": heartbeat\nid: %d\n\n" % told())
+            async with self._turn:
+                # An id must not go back behind that of an event which was sent while this waited for a slow client: the
+                # client would get that event again when it resumes.
+                self._position = max(self._position, told())
+                await self._write(b": heartbeat\nid: %d\n\n" % self._position)
 
     async def _write(self, piece: bytes) -> None:
-        async with self._turn:
-            await write_piece(self._request, self.response, piece)
+        await write_piece(self._request, self.response, piece)
 
 
 async def serve_events(
     request: web.BaseRequest,
     open_ended: OpenEnded,
+    cluster_id: ClusterId,
     told: Callable[[], int],
     follow: Callable[[EventStream], Awaitable[None]],
 ) -> web.StreamResponse:
@@ -85,10 +99,11 @@ async def serve_events(
     Args:
         request: The request.
         open_ended: What ends the stream when the node stops.
+        cluster_id: The cluster.
         told: Returns the last revision that everything was told about.
         follow: Sends the events.
     """
-    stream = EventStream(request)
+    stream = EventStream(request, cluster_id)
 
     async def work() -> None:
         async with stream.heartbeats(told):
@@ -100,7 +115,8 @@ async def serve_events(
     except (ClientGone, ConnectionError):
         pass
     except Exception as error:  # noqa: BLE001 - the boundary: the answer has begun, so it ends with an event
-        document = orjson.Fragment(problem_of(error, request.raw_path).document())
+        request_id = request_id_of(request)
+        document = orjson.Fragment(problem_of(error, request.raw_path, request_id).document(request_id))
         with suppress(ConnectionError):
             await stream.send([(told(), document)], "error")
     return stream.response
@@ -112,9 +128,9 @@ def last_event_id(request: web.BaseRequest) -> int | None:
     Raises:
         ProblemError: It is no revision.
     """
-    text = request.headers.get(_LAST_EVENT_ID)
+    text = request.headers.get(LAST_EVENT_ID)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_REVISION)) and int(text) < _MAX_REVISION):
-        raise ProblemError(INVALID_HEADER, f"{_LAST_EVENT_ID}: {text!r} is no revision")
+        raise ProblemError(INVALID_HEADER, f"{LAST_EVENT_ID}: {text!r} is no revision")
     return int(text)

@@ -6,6 +6,7 @@ Paths and queries are the text that aiohttp hands out: UTF-8 with each other byt
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,8 @@ from raftkv.http.problems import INVALID_ENCODING, INVALID_QUERY, INVALID_TARGET
 MAX_TARGET_BYTES = 32_768
 """Room for a listing whose prefix and start are both keys of 4096 bytes, each byte percent-encoded."""
 
+_TIME = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,9})?)(?P<unit>ms|s|m)?", re.ASCII)
+_SECONDS_OF_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0}
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
@@ -103,6 +106,14 @@ class Query:
             raise ProblemError(INVALID_QUERY, f"{name} must be one of {allowed}, not {value!r}")
         return value
 
+    def flag(self, name: str) -> bool:
+        """Return a parameter that is ``true`` or ``false``, false when it is absent.
+
+        Raises:
+            ProblemError: It has another value.
+        """
+        return self.choice(name, ("true", "false"), "false") == "true"
+
     def integer(self, name: str, lowest: int, highest: int, default: int) -> int:
         """Return a parameter that is a decimal number.
 
@@ -115,6 +126,24 @@ class Query:
             shown = value.decode("utf-8", "backslashreplace")
             raise ProblemError(INVALID_QUERY, f"{name} must be a number from {lowest} to {highest}, not {shown!r}")
         return int(value)
+
+    def seconds(self, name: str, highest: float, default: float) -> float:
+        """Return a parameter that is a time: a number of seconds, or one with the unit ``ms``, ``s`` or ``m``.
+
+        Raises:
+            ProblemError: It is none, or out of bounds.
+        """
+        values = self._values.get(name)
+        if not values:
+            return default
+        text = values[0].decode("utf-8", "backslashreplace")
+        found = _TIME.fullmatch(text)
+        seconds = math.inf if found is None else float(found["number"]) * _SECONDS_OF_UNIT[found["unit"] or "s"]
+        if seconds > highest:
+            raise ProblemError(
+                INVALID_QUERY, f"{name} must be a time from 0 to {highest:g} s, such as 30s, not {text!r}"
+            )
+        return seconds
 
 
 def _form_decode(text: str) -> bytes:

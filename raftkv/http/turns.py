@@ -13,10 +13,10 @@ from aiohttp import web
 from raftkv.errors import NotHeld
 from raftkv.http.answers import json_response
 from raftkv.http.body import refuse_body
-from raftkv.http.items import render_bytes
-from raftkv.http.json_body import ENCODINGS, Members, parse_members, read_json_body
+from raftkv.http.items import render_strings
+from raftkv.http.json_body import Members, parse_members, read_json_body, wants_base64
 from raftkv.http.leases import MAX_LEASE_ID
-from raftkv.http.open_ended import OpenEnded
+from raftkv.http.open_ended import MAX_WAIT_SECONDS, OpenEnded
 from raftkv.http.problems import INVALID_KEY, INVALID_QUERY, NOT_ACQUIRED, NOT_ELECTED, ProblemError
 from raftkv.http.routing import Call
 from raftkv.http.safeguards import read_safeguards
@@ -25,13 +25,11 @@ from raftkv.http.target import Query, percent_decode
 from raftkv.operations import MAX_LEASE_SECONDS
 from raftkv.service.api import LeaseService
 from raftkv.service.turns import Turn, Turns, turn_key
-from raftkv.types import KeyValue
+from raftkv.types import ClusterId, KeyValue
 
-MAX_WAIT_SECONDS = 600.0
 DEFAULT_TTL_SECONDS = 60
 
 _MAX_NAME_BYTES = 1024
-_FLAGS = ("true", "false")
 _ENTRY = ("ttl_seconds", "wait_seconds", "lease")
 
 
@@ -42,6 +40,7 @@ class _Queues:
         turns: The queues.
         prefix: Returns what the keys of a queue begin with, given its name.
         leases: Leases.
+        cluster_id: The cluster.
         open_ended: What ends requests that wait.
         body_timeout_seconds: Time in which a request's body must arrive.
     """
@@ -51,12 +50,14 @@ class _Queues:
         turns: Turns,
         prefix: Callable[[bytes], bytes],
         leases: LeaseService,
+        cluster_id: ClusterId,
         open_ended: OpenEnded,
         body_timeout_seconds: float,
     ) -> None:
         self._turns = turns
         self._prefix = prefix
         self._leases = leases
+        self._cluster_id = cluster_id
         self._open_ended = open_ended
         self._body_timeout_seconds = body_timeout_seconds
 
@@ -68,25 +69,26 @@ class _Queues:
         safeguards = read_safeguards(call.request, body)
         prefix = self._prefix(name)
         entering = self._turns.enter(prefix, lease, seconds, value, wait_seconds, safeguards)
-        turn = await self._open_ended.run(call.request, entering)
-        if turn is None:
+        entered = await self._open_ended.run(call.request, entering)
+        if entered is None:
             raise ProblemError(NOT_ACQUIRED, f"it was not this lease's turn within {wait_seconds:g} s")
-        return json_response(_place(turn) | {"ttl_seconds": await self._leases.keep_alive(turn.lease)})
+        renewed = await self._leases.keep_alive(entered.turn.lease)
+        return json_response(_place(entered.turn) | {"ttl_seconds": renewed.result})
 
     async def _leave(self, call: Call) -> bool:
         refuse_body(call.request)
         query = Query(call.query, ("lease", "revoke"))
         lease = _lease(query)
-        revokes = query.choice("revoke", _FLAGS, "false") == "true"
+        revokes = query.flag("revoke")
         key = turn_key(self._prefix(_name(call)), lease)
-        left = await self._turns.leave(key, safeguards=read_safeguards(call.request))
+        left = (await self._turns.leave(key, safeguards=read_safeguards(call.request))).result
         if revokes and left:
             await self._leases.revoke(lease)
         return left
 
     async def _held(self, call: Call, lease: int) -> Turn:
         prefix = self._prefix(_name(call))
-        holder = await self._turns.holder(prefix)
+        holder = (await self._turns.holder(prefix)).result
         if holder is None or holder.lease != lease:
             raise NotHeld(f"it is not the turn of lease {lease}")
         return Turn(prefix, holder.key, lease, holder.create_revision)
@@ -104,7 +106,7 @@ class LockApi(_Queues):
         """``GET /v1/locks/{name}``: who holds it."""
         refuse_body(call.request)
         Query(call.query, ())
-        holder = await self._turns.holder(self._prefix(_name(call)))
+        holder = (await self._turns.holder(self._prefix(_name(call)))).result
         if holder is None:
             return json_response({"held": False})
         return json_response({"held": True, "lease": holder.lease, "token": holder.create_revision})
@@ -114,7 +116,8 @@ class LockApi(_Queues):
         refuse_body(call.request)
         lease = _lease(Query(call.query, ("lease",)))
         turn = await self._held(call, lease)
-        return json_response(_place(turn) | {"ttl_seconds": await self._leases.keep_alive(lease)})
+        renewed = await self._leases.keep_alive(lease)
+        return json_response(_place(turn) | {"ttl_seconds": renewed.result})
 
     async def release(self, call: Call) -> web.Response:
         """``DELETE /v1/locks/{name}?lease=``: release it, or leave its queue; ``revoke=true`` ends the lease too."""
@@ -133,11 +136,11 @@ class ElectionApi(_Queues):
         """``GET /v1/elections/{name}``: the leader; with ``?observe=true`` every leader from now on, as events."""
         refuse_body(call.request)
         query = Query(call.query, ("observe", "encoding"))
-        as_base64 = query.choice("encoding", ENCODINGS, ENCODINGS[0]) == "base64"
+        as_base64 = wants_base64(query)
         prefix = self._prefix(_name(call))
-        if query.choice("observe", _FLAGS, "false") == "true":
+        if query.flag("observe"):
             return await self._observe(call, prefix, as_base64=as_base64)
-        holder = await self._turns.holder(prefix)
+        holder = (await self._turns.holder(prefix)).result
         if holder is None:
             raise ProblemError(NOT_ELECTED, "nobody stands for election")
         return json_response(_leader(holder, as_base64=as_base64))
@@ -157,7 +160,7 @@ class ElectionApi(_Queues):
     async def _with_value(self, call: Call, allowed: tuple[str, ...]) -> tuple[Members, bytes]:
         body = await read_json_body(call, self._body_timeout_seconds)
         members = parse_members(body, (*allowed, "value", "encoding"))
-        members.as_base64 = members.choice("encoding", ENCODINGS, ENCODINGS[0]) == "base64"
+        members.as_base64 = wants_base64(members)
         return members, body
 
     async def _observe(self, call: Call, prefix: bytes, *, as_base64: bool) -> web.StreamResponse:
@@ -165,12 +168,13 @@ class ElectionApi(_Queues):
 
         async def follow(stream: EventStream) -> None:
             nonlocal told
-            async for item in self._turns.leaders(prefix):
+            async for leader in self._turns.leaders(prefix):
+                item = leader.result
                 # Who comes next may have said last what it says before its predecessor did.
                 told = max(told, item.mod_revision)
                 await stream.send([(told, _leader(item, as_base64=as_base64))])
 
-        return await serve_events(call.request, self._open_ended, lambda: told, follow)
+        return await serve_events(call.request, self._open_ended, self._cluster_id, lambda: told, follow)
 
 
 def _name(call: Call) -> bytes:
@@ -193,7 +197,7 @@ def _place(turn: Turn) -> dict[str, Any]:
 
 def _leader(item: KeyValue, *, as_base64: bool) -> dict[str, Any]:
     return {
-        "value": render_bytes(item.value, "the value of", item.key, as_base64=as_base64),
+        **render_strings({"value": item.value}, as_base64=as_base64),
         "lease": item.lease,
         "token": item.create_revision,
         "revision": item.mod_revision,

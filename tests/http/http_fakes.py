@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from raftkv.consensus.state_check import CheckReport, MemberResult
 from raftkv.membership import ClusterMember, MemberId
 from raftkv.operations import NO_SAFEGUARDS, Safeguards
 from raftkv.service.api import (
     ClusterStatus,
     Condition,
     ConditionFailed,
+    DiskSpace,
+    FollowerLag,
     HealthCheck,
     MemberStatus,
     Read,
@@ -124,11 +127,12 @@ class FakeClusterService:
         self.checks = [HealthCheck("store", True, "it is sound"), HealthCheck("leader", True, "n1 leads")]
 
     cluster_id = ClusterId("0123456789abcdef")
+    client_url = "http://127.0.0.1:2379"
 
     def members(self):
         n1 = ClusterMember(MemberId(1), NodeId("n1"), "127.0.0.1:2380", is_voter=True)
         n2 = ClusterMember(MemberId(2), NodeId("n2"), "h:1", is_voter=False)
-        return [(n1, "http://127.0.0.1:2379"), (n2, None)]
+        return [(n1, self.client_url), (n2, None)]
 
     def own_id(self):
         return MemberId(1)
@@ -143,7 +147,7 @@ class FakeClusterService:
             applied_index=Index(9),
             last_index=Index(11),
             revision=Revision(7),
-            client_url="http://127.0.0.1:2379",
+            client_url=self.client_url,
             peer_address="127.0.0.1:2380",
             version="0.1.0",
         )
@@ -158,15 +162,26 @@ class FakeClusterService:
             ClusterId("0123456789abcdef"),
             NodeId("n1"),
             NodeId("n1"),
-            "http://127.0.0.1:2379",
+            self.client_url,
             Term(3),
             members,
         )
+
+    def disk(self) -> DiskSpace:
+        return DiskSpace(10_000_000, 1_000_000)
+
+    def follower_lags(self) -> dict[NodeId, FollowerLag]:
+        return {NodeId("n2"): FollowerLag(3, 120)}
 
     async def transfer_leadership(self, target: NodeId | None) -> None:
         if self.failure is not None:
             raise self.failure
         self.transfers.append(target)
+
+    async def check_states(self) -> CheckReport:
+        if self.failure is not None:
+            raise self.failure
+        return CheckReport(Index(9), {NodeId("n2"): MemberResult.UNKNOWN, NodeId("n1"): MemberResult.AGREES})
 
     def live(self) -> list[HealthCheck]:
         return self.checks[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Self
 
 from raftkv.http import FrontEnd
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
@@ -11,7 +12,7 @@ from tests.http.http_store import InstantLog, services_of
 
 
 class ServerThread:
-    """A front-end on an event loop of its own."""
+    """A front-end on an event loop of its own; a context manager."""
 
     def __init__(self, kv: FakeKeyValueService | None = None, *, log: InstantLog | None = None) -> None:
         self.kv = kv or FakeKeyValueService()
@@ -23,6 +24,12 @@ class ServerThread:
         self._front_end = FrontEnd(services_of(self.kv if log is None else log.kv, self.cluster, log))
         host, port = self._run(self._front_end.start("127.0.0.1", 0))
         self.url = f"http://{host}:{port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
 
     def _run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(8)

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Callable
 from typing import Any, Self
 
 import aiohttp
 
 from raftkv.http import FrontEnd
+from raftkv.types import ClusterId
 from tests.http.http_fakes import FakeClusterService
 from tests.http.http_store import InstantLog, services_of
 
 SECONDS = 5
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something is so, which happens in this event loop."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another part of the same loop
+            await asyncio.sleep(0)
 
 
 class Node:
@@ -23,9 +32,11 @@ class Node:
         log: The store, its clock, and what it refuses.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cluster_id: ClusterId = FakeClusterService.cluster_id) -> None:
         self.log = InstantLog()
-        self.front_end = FrontEnd(services_of(self.log.kv, FakeClusterService(), self.log))
+        cluster = FakeClusterService()
+        cluster.cluster_id = cluster_id
+        self.front_end = FrontEnd(services_of(self.log.kv, cluster, self.log))
 
     async def __aenter__(self) -> Self:
         host, port = await self.front_end.start("127.0.0.1", 0)

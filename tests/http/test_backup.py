@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from contextlib import AsyncExitStack
 
+import aiohttp
 import pytest
 
 from raftkv.consensus.snapshot import SnapshotManifest
-from raftkv.runtime.backups import MAGIC
+from raftkv.http import open_ended
+from raftkv.runtime.backups import MAX_COPIES, MAX_READERS, head_of
 from raftkv.types import Consistency
-from tests.etcd.test_gateway import until
-from tests.http.native import Node
+from tests.http.native import Node, until
 
 
 @pytest.fixture
@@ -22,9 +24,9 @@ async def node():
 
 
 def check(backup: bytes, revision: int) -> None:
-    assert backup.startswith(MAGIC)
-    head, _, data = backup[len(MAGIC) :].partition(b"\n")
-    manifest = SnapshotManifest.decode(head, "the backup")
+    _first, encoded, data = backup.split(b"\n", 2)
+    manifest = SnapshotManifest.decode(encoded, "the backup")
+    assert backup.startswith(head_of(manifest))
     assert (manifest.revision, manifest.size) == (revision, len(data))
     assert hashlib.sha256(data).hexdigest() == manifest.sha256
 
@@ -41,11 +43,58 @@ async def test_a_backup_is_one_file_that_checks_itself(node):
     await until(lambda: node.log.copies.names() == [])
 
 
-async def test_one_backup_is_taken_at_a_time(node):
-    async with node.log.backups.take(Consistency.LINEARIZABLE):
-        assert (await node.problem("GET", "/v1/snapshot")).startswith("overloaded: ")
+async def read(node: Node) -> int:
+    """Take a backup; return its revision."""
+    async with node.session.get(node.url + "/v1/snapshot") as answer:
+        assert answer.status == 200
+        await answer.read()
+        return int(answer.headers["X-Raftkv-Revision"])
+
+
+async def test_slow_reader_of_a_backup_holds_up_nobody(node):
+    first = await node.put("a", "1")
+    async with node.log.backups.take(Consistency.LINEARIZABLE) as slow:
+        assert await read(node) == first
+        second = await node.put("a", "2")
+        assert await read(node) == second
+        third = await node.put("a", "3")
+        assert await read(node) == third
+        assert slow.revision == first
+    await until(lambda: node.log.copies.names() == [])
+
+
+async def test_backups_of_one_state_share_a_copy(node):
+    await node.put("a", "1")
+    async with AsyncExitStack() as stack:
+        for _ in range(MAX_READERS):
+            await stack.enter_async_context(node.log.backups.take(Consistency.LINEARIZABLE))
+        assert len(node.log.copies.names()) == 1
+        assert (await node.problem("GET", "/v1/snapshot")).startswith("overloaded: 16 backups")
+    await until(lambda: node.log.copies.names() == [])
+
+
+async def test_copies_of_different_states_are_bounded(node):
+    async with AsyncExitStack() as stack:
+        for number in range(MAX_COPIES):
+            await node.put("a", str(number))
+            await stack.enter_async_context(node.log.backups.take(Consistency.LINEARIZABLE))
+        await node.put("a", "other")
+        assert (await node.problem("GET", "/v1/snapshot")).startswith("overloaded: 2 older backups")
+        assert len(node.log.copies.names()) == MAX_COPIES
     assert (await node.ask("GET", "/v1/snapshot"))[0] == 200
     assert (await node.problem("GET", "/v1/snapshot?consistency=x")).startswith("invalid-query: ")
+
+
+@pytest.mark.parametrize("path", ["/v1/snapshot", "/v3/maintenance/snapshot"])
+async def test_reader_of_a_backup_below_the_least_rate_is_cut_off(node, path, monkeypatch):
+    monkeypatch.setattr(open_ended, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(open_ended, "LEAST_BYTES_PER_SECOND", 1e12)
+    await node.put("a", "x" * 600_000)
+    method = "GET" if path == "/v1/snapshot" else "POST"
+    with pytest.raises(aiohttp.ClientError):
+        async with node.session.request(method, node.url + path) as answer:
+            await answer.read()
+    await until(lambda: node.log.copies.names() == [])
 
 
 async def test_a_copy_that_cannot_be_made_is_a_refusal(node, monkeypatch):
@@ -69,3 +118,11 @@ async def test_the_gateway_streams_blobs_and_their_digest(node):
     assert blobs[-1] == hashlib.sha256(backup).digest()
     assert remaining == sorted(remaining, reverse=True)
     assert remaining[-2:] == [0, 0]
+
+
+async def test_reports_of_backups_are_checked(node):
+    stored = {"outcome": "stored", "revision": 17, "bytes": 1000, "kept": 3}
+    assert await node.ask("POST", "/v1/backups", stored) == (200, {"answered_by": "n1"})
+    assert await node.ask("POST", "/v1/backups", {"outcome": "failed"}) == (200, {"answered_by": "n1"})
+    for wrong in ({}, {"outcome": "lost"}, {**stored, "kept": -1}, {"outcome": "stored"}, {**stored, "more": 1}):
+        assert (await node.problem("POST", "/v1/backups", wrong)).startswith("invalid-json: ")

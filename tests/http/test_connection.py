@@ -123,6 +123,27 @@ async def test_requests_in_one_packet_are_answered_in_order(client, kv):
     assert sorted(kv.keys) == [b"%d" % number for number in range(5)]
 
 
+@pytest.mark.parametrize("rest", ["", "zz\r\n"], ids=["truncated", "malformed"])
+async def test_body_that_ends_badly_behind_its_answer_is_no_error_of_the_server(address, caplog, rest):
+    async with Raw(address) as client:
+        await client.send(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
+        assert (await client.read_answer()).status == 404
+        await client.send(rest.encode())
+        client.writer.write_eof()
+        assert await client.is_closed()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("version", ["0.9", "1.0", "2.0"])
+async def test_request_of_another_version_gets_an_answer_of_http_1(address, version):
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET /livez HTTP/{version}\r\nHost: a\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 8)
+    assert answer.startswith(b"HTTP/1.0 200 OK\r\n")
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_a_client_that_waits_for_an_invitation_gets_it(client, kv):
     await client.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
     assert (await client.read_answer()).status == 100
@@ -236,3 +257,30 @@ def test_no_bytes_get_a_traceback_or_a_server_error(data):
         await front_end.stop(1)
 
     asyncio.run(run())
+
+
+async def test_port_for_metrics_serves_health_and_metrics_and_nothing_else(kv):
+    front_end = FrontEnd(services_of(kv, FakeClusterService()))
+    await front_end.start("127.0.0.1", 0)
+    host, port = await front_end.start_metrics("127.0.0.1", 0)
+    async with Raw((host, port)) as prober:
+        for path in ("/livez", "/readyz?verbose", "/readyz/leader?exclude=x", "/health", "/metrics"):
+            assert (await prober.ask("GET", path)).status == 200, path
+        for method, path in (
+            ("GET", "/v1/kv"),
+            ("PUT", "/v1/kv/a"),
+            ("GET", "/v1/cluster"),
+            ("POST", "/v3/kv/range"),
+            ("GET", "/metricsx"),
+            ("GET", "//metrics/../v1/kv"),
+        ):
+            refused = await prober.ask(method, path)
+            assert (refused.status, refused.problem()) == (404, "no-such-resource"), path
+        assert (await prober.ask("POST", "/livez")).status == 405
+    assert kv.keys == {}
+    assert front_end.connections == 0, "only clients count"
+    with pytest.raises(ConfigurationError, match=f"cannot listen for metrics on 127.0.0.1:{port}"):
+        await front_end.start_metrics("127.0.0.1", port)
+    await front_end.stop(0.0)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, port)

@@ -35,13 +35,57 @@ async def test_a_value_comes_back_as_it_was_written(client, kv):
     assert kv.reads == [Consistency.LINEARIZABLE]
 
 
+@pytest.mark.parametrize(
+    ("key", "media_type"),
+    [
+        ("app/config.json", "application/json"),
+        ("app/CONFIG.YAML", "application/yaml"),
+        ("notes.old.md", "text/markdown; charset=utf-8"),
+        ("page.html", "text/html; charset=utf-8"),
+        ("logo.svg", "image/svg+xml"),
+        ("app.json/key", "application/octet-stream"),
+        (".env", "application/octet-stream"),
+        ("a/.json", "application/octet-stream"),
+        ("json", "application/octet-stream"),
+        ("a.", "application/octet-stream"),
+        ("a.%FF", "application/octet-stream"),
+    ],
+)
+async def test_a_value_is_what_the_name_of_its_key_says(client, key, media_type):
+    # Whatever the writer calls it: what is read does not depend on who wrote last, and over which API.
+    await client.ask("PUT", f"/v1/kv/{key}", b"{}", Content_Type="text/html")
+    for method in ("GET", "HEAD"):
+        answer = await client.ask(method, f"/v1/kv/{key}")
+        assert answer.headers["content-type"] == media_type
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "sandbox"
+
+
+async def test_a_reader_says_what_a_value_is(client):
+    await client.ask("PUT", "/v1/kv/a.txt", b"{}")
+    for given in (
+        "application/json",
+        "application/vnd.a.b%2Bjson",
+        "text/plain;charset=utf-8",
+        "text/csv;%20header=present",
+    ):
+        answer = await client.ask("GET", f"/v1/kv/a.txt?content_type={given}")
+        assert answer.headers["content-type"] == given.replace("%2B", "+").replace("%20", " ")
+    missing = await client.ask("GET", "/v1/kv/b?content_type=application/json")
+    assert missing.headers["content-type"] == "application/problem+json"
+    for wrong in ("", "json", "a/b/c", "a/b%0d%0aX-Evil:1", "text/%C3%A9", "a/b;c", "a/" + "b" * 128, "image/svg+xml"):
+        answer = await client.ask("GET", f"/v1/kv/a.txt?content_type={wrong}")
+        assert (answer.status, answer.problem()) == (400, "invalid-query"), wrong
+
+
 async def test_head_is_get_without_the_body(client):
     await client.ask("PUT", "/v1/kv/a", b"12345")
     got = await client.ask("GET", "/v1/kv/a")
     head = await client.ask("HEAD", "/v1/kv/a")
     assert head.status == 200
     assert head.headers["content-length"] == "5"
-    assert head.headers | {"date": ""} == got.headers | {"date": ""}
+    differ = {"date": "", "x-request-id": ""}
+    assert head.headers | differ == got.headers | differ
     missing = await client.ask("HEAD", "/v1/kv/b")
     assert missing.status == 404
     assert int(missing.headers["content-length"]) > 0
@@ -169,49 +213,6 @@ async def test_compare_and_swap(client, kv, method):
     assert (await client.ask(method, "/v1/kv/a", body, If_Match="*")).status == 200
 
 
-@pytest.mark.parametrize(
-    "tag",
-    [
-        'W/"2"',
-        '"2", "3"',
-        "2",
-        '"x"',
-        '""',
-        '"0"',
-        '"02"',
-        '"-1"',
-        '"2',
-        '"2 "',
-        f'"{2**63}"',
-        '"' + "9" * 99,
-        "",
-    ],
-)
-@pytest.mark.parametrize("method", ["PUT", "DELETE"])
-async def test_a_bad_etag_is_named_and_nothing_is_written(client, kv, method, tag):
-    await client.ask("PUT", "/v1/kv/a", b"old")
-    answer = await client.ask(method, "/v1/kv/a", b"new" if method == "PUT" else None, If_Match=tag)
-    assert (answer.status, answer.problem()) == (400, "invalid-precondition")
-    assert repr(tag) in answer.json()["detail"]
-    assert kv.keys[b"a"].value == b"old"
-
-
-async def test_preconditions_that_make_no_sense_are_refused(client, kv):
-    for method, headers, named in (
-        ("PUT", {"If_Match": '"2"', "If_None_Match": "*"}, "exclude each other"),
-        ("PUT", {"If_None_Match": '"2"'}, "must be *"),
-        ("DELETE", {"If_None_Match": "*"}, "use If-Match"),
-        ("GET", {"If_Match": '"2"'}, "for writes"),
-    ):
-        answer = await client.ask(method, "/v1/kv/a", b"x" if method == "PUT" else None, **headers)
-        assert (answer.status, answer.problem()) == (400, "invalid-precondition")
-        assert named in answer.json()["detail"]
-    await client.send(b'DELETE /v1/kv/a HTTP/1.1\r\nHost: a\r\nIf-Match: "1"\r\nIf-Match: "2"\r\n\r\n')
-    twice = await client.read_answer()
-    assert (twice.status, twice.problem()) == (400, "invalid-precondition")
-    assert not kv.entered.is_set()
-
-
 async def test_the_largest_revision_is_an_etag(client, kv):
     seen = []
 
@@ -233,8 +234,7 @@ async def test_a_reader_that_is_up_to_date_gets_304(client):
             assert answer.headers["etag"] == '"2"'
             assert answer.headers["x-raftkv-revision"] == "2"
     assert (await client.ask("GET", "/v1/kv/a", If_None_Match='"1"')).body == b"12345"
-    bad = await client.ask("GET", "/v1/kv/a", If_None_Match='"1", x')
-    assert (bad.status, bad.problem()) == (400, "invalid-precondition")
+    assert (await client.ask("GET", "/v1/kv/a", If_None_Match='"1", x, "a,b"')).status == 200
     assert (await client.ask("GET", "/v1/kv/none", If_None_Match="*")).status == 404
 
 
@@ -261,7 +261,7 @@ async def test_query_parameters_must_be_known_and_single(client, kv, method):
     assert not kv.entered.is_set()
 
 
-@pytest.mark.parametrize("target", ["/v1/kv/a", "/v1/kv", "/v1/cluster", "/livez", "/readyz", "/version"])
+@pytest.mark.parametrize("target", ["/v1/kv/a", "/v1/kv", "/v1/cluster", "/livez", "/readyz", "/v1/version"])
 async def test_a_body_where_none_belongs_is_refused(client, target):
     answer = await client.ask("GET", target, b"surprise")
     assert (answer.status, answer.problem()) == (400, "unexpected-body")

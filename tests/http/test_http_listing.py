@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from raftkv.types import Consistency, KeyValue, Revision
+from tests.http.native import Events, Node
 
 
 @pytest.fixture
@@ -128,18 +129,79 @@ async def test_the_longest_prefix_and_start_fit_into_the_target(client):
     assert (await client.ask("GET", f"/v1/kv?prefix={longest}&start={longest}")).status == 200
 
 
-async def test_what_is_not_text_is_named_and_base64_carries_it(client, kv):
+async def test_what_is_not_text_is_base64_item_by_item(client, kv):
     kv.keys[b"a/\xff"] = KeyValue(b"a/\xff", b"text", Revision(2), Revision(2), 1)
-    kv.keys[b"b c"] = KeyValue(b"b c", b"\xfe", Revision(2), Revision(2), 1)
-    for query, named in (("prefix=a", "the key a/%FF "), ("prefix=b", "the value of b%20c ")):
-        answer = await client.ask("GET", f"/v1/kv?{query}")
-        assert (answer.status, answer.problem()) == (422, "not-text")
-        assert named in answer.json()["detail"]
-        assert "encoding=base64" in answer.json()["detail"]
-    assert (await client.ask("GET", "/v1/kv?prefix=b&keys_only=true")).status == 200
+    kv.keys[b"b c"] = KeyValue(b"b c", b"\xfe", Revision(2), Revision(2), 1, lease=7)
+    kv.keys[b"c"] = KeyValue(b"c", "é".encode(), Revision(2), Revision(2), 1)
+    numbers = {"create_revision": 2, "mod_revision": 2, "version": 1}
+    page = (await client.ask("GET", "/v1/kv")).json()
+    assert page["items"] == [
+        {"key": "YS//", "value": "dGV4dA==", "encoding": "base64", **numbers},
+        {"key": "YiBj", "value": "/g==", "encoding": "base64", "lease": 7, **numbers},
+        {"key": "c", "value": "é", **numbers},
+    ]
+    assert page["next"] is None
+    assert "next_encoding" not in page
+    keys = (await client.ask("GET", "/v1/kv?keys_only=true")).json()["items"]
+    assert [(item["key"], item.get("encoding")) for item in keys] == [("YS//", "base64"), ("b c", None), ("c", None)]
     kv.keys[b"0"] = KeyValue(b"0", b"", Revision(2), Revision(2), 1)
-    next_is_not_text = await client.ask("GET", "/v1/kv?limit=1")
-    assert (next_is_not_text.status, next_is_not_text.problem()) == (422, "not-text")
+    page = (await client.ask("GET", "/v1/kv?limit=1")).json()
+    assert (page["next"], page["next_encoding"]) == ("YS//", "base64")
+    start = quote(base64.b64decode(page["next"]))
+    page = (await client.ask("GET", f"/v1/kv?limit=1&start={start}")).json()
+    assert (page["items"][0]["key"], page["next"]) == ("YS//", "b c")
     page = (await client.ask("GET", "/v1/kv?limit=2&encoding=base64")).json()
     assert [(item["key"], item["value"]) for item in page["items"]] == [("MA==", ""), ("YS//", "dGV4dA==")]
     assert page["next"] == base64.b64encode(b"b c").decode()
+    assert not {"encoding", "next_encoding"} & {*page, *page["items"][0]}
+
+
+async def test_keys_are_counted_without_listing_them():
+    async with Node() as node:
+        for key in ("a", "k/1", "k/2", "k/3%FF", "l"):
+            revision = await node.put(key, "v")
+        for query, count in (("", 5), ("&prefix=k/", 3), ("&prefix=k/&start=k/2", 2), ("&prefix=none", 0)):
+            for consistency in ("linearizable", "stale"):
+                answer = await node.ask("GET", f"/v1/kv?count_only=true{query}&consistency={consistency}")
+                assert answer == (200, {"revision": revision, "count": count})
+        assert (await node.ask("GET", "/v1/kv?count_only=false"))[1]["next"] is None
+        for query in ("limit=5", "keys_only=true"):
+            problem = await node.problem("GET", f"/v1/kv?count_only=true&{query}")
+            assert problem.startswith("invalid-query: count_only counts every key")
+
+
+async def test_every_key_with_a_prefix_is_deleted_in_one_revision():
+    async with Node() as node:
+        many = 3000
+        for page in range(0, many, 100):
+            puts = [{"put": {"key": f"k/{number}", "value": ""}} for number in range(page, page + 100)]
+            await node.ask("POST", "/v1/txn", {"then": puts})
+        revision = await node.put("l", "")
+        async with node.session.get(f"{node.url}/v1/watch?prefix=k/") as watching:
+            answer = await node.ask("DELETE", "/v1/kv?prefix=k/", None, {"Idempotency-Key": "once"})
+            assert answer == (200, {"deleted": many, "revision": revision + 1})
+            _, change = await Events(watching).next()
+            assert (change["revision"], len(change["events"])) == (revision + 1, many)
+        assert await node.ask("DELETE", "/v1/kv?prefix=k/", None, {"Idempotency-Key": "once"}) == answer
+        assert (await node.ask("GET", "/v1/kv?count_only=true"))[1]["count"] == 1
+        assert await node.ask("DELETE", "/v1/kv?prefix=k/") == (200, {"deleted": 0, "revision": revision + 1})
+        assert (await node.ask("DELETE", "/v1/kv?prefix=bA==&encoding=base64"))[1]["deleted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "problem"),
+    [
+        ("", {}, "invalid-query: the prefix must not be empty"),
+        ("?prefix=", {}, "invalid-query: the prefix must not be empty"),
+        ("?prefix=a&limit=1", {}, "invalid-query: unknown query parameter 'limit'"),
+        ("?prefix=" + "p" * 4097, {}, "invalid-query: prefix has 4097 bytes"),
+        ("?prefix=a", {"If-Match": "*"}, "invalid-precondition: If-Match is about one key"),
+        ("?prefix=a", {"If-None-Match": '"1"'}, "invalid-precondition: If-None-Match is about one key"),
+        ("?prefix=a", {"X-Raftkv-Fence": "l:1"}, "fence-lost: "),
+    ],
+)
+async def test_what_is_wrong_with_a_deletion_of_a_prefix_is_named(query, headers, problem):
+    async with Node() as node:
+        await node.put("a", "")
+        assert (await node.problem("DELETE", f"/v1/kv{query}", None, headers)).startswith(problem)
+        assert (await node.ask("GET", "/v1/kv/a"))[0] == 200

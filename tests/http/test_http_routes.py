@@ -7,9 +7,10 @@ import logging
 import pytest
 
 import raftkv
-from raftkv.errors import ConfigurationError, TransferFailed
+from raftkv.errors import ConfigurationError, NotLeader, TransferFailed
 from raftkv.http import FrontEnd, FrontEndSettings
 from raftkv.service.api import HealthCheck
+from raftkv.types import NodeId
 from tests.http.http_raw import Raw
 from tests.http.http_store import services_of
 
@@ -32,7 +33,7 @@ async def test_an_unknown_path_is_404(client, target):
     ("target", "allow"),
     [
         ("/v1/kv/a", KEY_METHODS),
-        ("/v1/kv", READ_METHODS),
+        ("/v1/kv", "DELETE, GET, HEAD, OPTIONS"),
         ("/livez", READ_METHODS),
         ("/readyz/x", READ_METHODS),
     ],
@@ -74,10 +75,14 @@ async def test_cluster(client):
         "revision": 7,
         "client_url": "http://127.0.0.1:2379",
         "version": "0.1.0",
+        "cluster_version": "0.1",
+        "lowest_cluster_version": "0.1",
+        "highest_cluster_version": "0.1",
     }
     assert answer.json() == {
         "cluster_id": "0123456789abcdef",
         "answered_by": "n1",
+        "cluster_version": "0.1",
         "leader": "n1",
         "leader_url": "http://127.0.0.1:2379",
         "term": 3,
@@ -105,7 +110,7 @@ async def test_version(client):
     assert (await client.ask("GET", "/v1/version")).json() == {"raftkv": raftkv.__version__, "api": "v1"}
     # etcd3-py refuses an answer that has more.
     assert (await client.ask("GET", "/version")).json() == {"etcdserver": "3.4.23", "etcdcluster": "3.4.23"}
-    assert (await client.ask("GET", "/version?x=1")).problem() == "invalid-query"
+    assert (await client.ask("GET", "/v1/version?x=1")).problem() == "invalid-query"
 
 
 async def test_healthy(client):
@@ -185,9 +190,37 @@ def test_times_must_be_positive(name):
 
 
 async def test_leadership_is_transferred_on_request(client, cluster):
-    assert (await client.ask("POST", "/v1/cluster/leader", b'{"to": "n2"}')).json() == {"transferred": True}
+    moved = await client.ask("POST", "/v1/cluster/leader", b'{"to": "n2"}')
+    assert moved.json() == {"transferred": True, "leader": "n1"}, "the fake goes on to lead"
     assert (await client.ask("POST", "/v1/cluster/leader", b"")).status == 200
     assert cluster.transfers == ["n2", None]
     assert (await client.ask("POST", "/v1/cluster/leader", b'{"too": 1}')).problem() == "invalid-json"
     cluster.failure = TransferFailed("nobody")
     assert (await client.ask("POST", "/v1/cluster/leader", b"")).problem() == "transfer-failed"
+
+
+async def test_stores_are_compared_on_request(client, cluster):
+    assert (await client.ask("POST", "/v1/cluster/check")).json() == {
+        "index": 9,
+        "sound": False,
+        "members": [{"name": "n1", "result": "agrees"}, {"name": "n2", "result": "unknown"}],
+    }
+    assert (await client.ask("POST", "/v1/cluster/check", b"{}")).status == 400
+    cluster.failure = NotLeader(NodeId("n2"), "http://n2:2379")
+    assert (await client.ask("POST", "/v1/cluster/check")).status == 307
+
+
+async def test_status_is_the_nodes_own_and_tries_a_read_only_on_request(client, cluster):
+    document = (await client.ask("GET", "/v1/status")).json()
+    assert (document["name"], document["id"], document["votes"]) == ("n1", "0000000000000001", True)
+    assert (document["role"], document["commit_index"], document["applied_index"]) == ("leader", 10, 9)
+    assert document["followers"] == [{"name": "n2", "lag_entries": 3, "lag_bytes": 120}]
+    assert document["disk"] == {"free_bytes": 10_000_000, "reserve_bytes": 1_000_000}
+    assert document["alarms"] == []
+    assert "checks" not in document
+    cluster.checks = [HealthCheck("read", False, "no majority")]
+    unhealthy = await client.ask("GET", "/v1/status?health=true")
+    assert unhealthy.status == 200, "that it can be asked does not make it healthy"
+    assert unhealthy.json()["checks"] == [{"name": "read", "healthy": False, "detail": "no majority"}]
+    assert (await client.ask("GET", "/v1/status?health=maybe")).problem() == "invalid-query"
+    assert (await client.ask("GET", "/v1/status", b"x")).problem() == "unexpected-body"

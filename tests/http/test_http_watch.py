@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from raftkv.http import server_sent_events
+from raftkv.types import ClusterId
 from tests.http.native import Events, Node
 
 
@@ -76,6 +79,28 @@ async def test_kinds_can_be_left_out_and_heartbeats_move_the_id(node, monkeypatc
         assert events.comments > 0 or events.last_id == last + 1
 
 
+async def test_heartbeat_behind_a_slow_write_does_not_move_the_id_back(monkeypatch):
+    written: asyncio.Queue[bytes] = asyncio.Queue()
+    is_read = asyncio.Event()
+
+    async def write_to_slow_client(_request, _response, piece):
+        written.put_nowait(piece)
+        await is_read.wait()
+
+    monkeypatch.setattr(server_sent_events, "HEARTBEAT_SECONDS", 0)
+    monkeypatch.setattr(server_sent_events, "write_piece", write_to_slow_client)
+    stream = server_sent_events.EventStream(None, ClusterId("c"))
+    sending = asyncio.ensure_future(stream.send([(5, {}), (6, {})]))
+    assert await written.get() == b"id: 5\ndata: {}\n\nid: 6\ndata: {}\n\n"
+    # The watch says that it has told everything up to 4 until that write has ended.
+    async with stream.heartbeats(lambda: 4):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        is_read.set()
+        await sending
+        assert await written.get() == b": heartbeat\nid: 6\n\n"
+
+
 async def test_a_watch_of_compacted_history_is_refused_and_one_that_lags_is_ended(node):
     for number in range(6):
         last = await node.put("k", str(number))
@@ -95,12 +120,20 @@ async def test_the_end_of_a_node_is_told(node):
         assert (kind, document["type"]) == ("error", "urn:raftkv:problem:shutting-down")
 
 
-async def test_a_value_that_is_not_text_ends_a_watch_that_wants_text(node):
-    async with watch(node, "key=k") as answer, watch(node, "key=k&encoding=base64") as other:
-        await node.ask("PUT", "/v1/kv/k", b"\xff")
-        kind, document = await Events(answer).next()
-        assert (kind, document["type"]) == ("error", "urn:raftkv:problem:not-text")
-        assert (await Events(other).next())[1]["events"][0]["value"] == "/w=="
+async def test_what_is_not_text_is_base64_event_by_event(node):
+    async with watch(node, "prefix=k&previous=true") as answer, watch(node, "prefix=k&encoding=base64") as other:
+        events, in_base64 = Events(answer), Events(other)
+        await node.ask("PUT", "/v1/kv/k%FF", b"v")
+        await node.ask("DELETE", "/v1/kv/k%FF")
+        await node.put("k", "text")
+        put = (await events.next())[1]["events"][0]
+        assert (put["key"], put["value"], put["encoding"]) == ("a/8=", "dg==", "base64")
+        delete = (await events.next())[1]["events"][0]
+        assert (delete["key"], delete["encoding"], delete["previous"]["encoding"]) == ("a/8=", "base64", "base64")
+        text = (await events.next())[1]["events"][0]
+        assert (text["value"], "encoding" in text) == ("text", False)
+        put = (await in_base64.next())[1]["events"][0]
+        assert (put["key"], put["value"], "encoding" in put) == ("a/8=", "dg==", False)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +153,16 @@ async def test_a_value_that_is_not_text_ends_a_watch_that_wants_text(node):
 )
 async def test_what_is_wrong_with_a_watch_is_named(node, query, headers, problem):
     assert (await node.problem("GET", f"/v1/watch?{query}", None, headers)).startswith(problem)
+
+
+async def test_watchers_that_ignore_different_kinds_of_one_transaction_get_their_own(node):
+    async with watch(node, "key=k&ignore=delete") as puts, watch(node, "key=k&ignore=put") as deletes:
+        readers = [Events(puts), Events(deletes)]
+        operations = [
+            {"txn": {"then": [each]}} for each in ({"put": {"key": "k", "value": "v"}}, {"delete": {"key": "k"}})
+        ]
+        for _ in range(3):
+            status, _document = await node.ask("POST", "/v1/txn", {"then": operations})
+            assert status == 200
+            kinds = [[event["type"] for event in (await reader.next())[1]["events"]] for reader in readers]
+            assert kinds == [["put"], ["delete"]]

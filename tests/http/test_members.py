@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raftkv.errors import NotLeader
+from raftkv.service.members import MemberAtAddress
 from raftkv.types import NodeId
 from tests.http.native import Node
 
@@ -29,6 +30,9 @@ async def test_members_are_listed_added_and_removed():
         status, document = await node.ask("POST", f"{PATH}/n4/promote")
         assert [member["votes"] for member in document["members"]] == [True] * 4
         status, document = await node.ask("POST", f"{PATH}/n4/address", {"peer_address": "host:1"})
+        assert (status, document["type"]) == (409, "urn:raftkv:problem:member-unreachable")
+        assert "n4 does not answer at host:1 (Connection refused)" in document["detail"]
+        status, document = await node.ask("POST", f"{PATH}/n4/address", {"peer_address": "host:1", "force": True})
         assert document["members"][3]["peer_address"] == "host:1"
         before = document["members"][3]["id"]
         status, document = await node.ask("POST", f"{PATH}/n4/replace", {})
@@ -53,6 +57,8 @@ async def test_members_are_listed_added_and_removed():
         ("POST", "/n1/promote", {"peer_address": "h:1"}, "invalid-json: peer_address is unknown"),
         ("POST", "/n1/address", {}, "invalid-json: peer_address must be a string"),
         ("POST", "/n1/address", {"peer_address": "10.0.0.2:2380"}, "member-exists"),
+        ("POST", "/n1/address", {"peer_address": "h:1", "force": 1}, "invalid-json: force must be true or false"),
+        ("POST", "/n1/replace", {"force": True}, "invalid-json: force is unknown"),
         ("POST", "/n1/eat", {}, "no-such-resource"),
         ("POST", "/n1", {}, "no-such-resource"),
         ("DELETE", "/n1?force=true", None, "invalid-query"),
@@ -109,7 +115,12 @@ async def test_etcds_changes():
         assert added["peerURLs"] == ["http://[::1]:2380"]
         member = node.log.membership.with_id(int(added["ID"]))
         assert (member.peer_address, member.is_voter) == ("[::1]:2380", False)
-        await node.ask("POST", "/v3/cluster/member/update", {"ID": added["ID"], "peerURLs": ["https://h:1"]})
+        update = {"ID": added["ID"], "peerURLs": ["https://h:1"]}
+        status, document = await node.ask("POST", "/v3/cluster/member/update", update)
+        assert (status, document["code"]) == (400, 9)
+        assert "does not answer at h:1" in document["message"]
+        node.log.at_address["h:1"] = MemberAtAddress(member.name, member.id, f"storage-of-{member.name}")
+        await node.ask("POST", "/v3/cluster/member/update", update)
         assert node.log.membership.with_id(member.id).peer_address == "h:1"
         await node.ask("POST", "/v3/cluster/member/promote", {"ID": added["ID"]})
         assert node.log.membership.with_id(member.id).is_voter
