@@ -12,6 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from tests.process.cluster import NodeProcess, free_ports
 
 READY_SECONDS = 30.0
@@ -21,6 +23,9 @@ def etcd_program() -> str | None:
     """Return the etcd beside the running Python, or in the path."""
     beside = Path(sys.executable).parent / "etcd"
     return str(beside) if beside.exists() else shutil.which("etcd")
+
+
+needs_etcd = pytest.mark.skipif(etcd_program() is None, reason="etcd is not installed")
 
 
 class EtcdProcess:

@@ -6,12 +6,15 @@ import asyncio
 import base64
 import json
 import time
+from pathlib import Path
 
 import aiohttp
 import pytest
 
-from raftkv.client import Client
+from raftkv.client import Client, TlsFiles
 from tests.process.cluster import ProcessCluster
+from tests.process.tls_nodes import TlsNode, encrypted
+from tests.tls_files import TestAuthority
 
 etcd3gw = pytest.importorskip("etcd3gw")
 etcd3 = pytest.importorskip("etcd3", reason="etcd3-py is not installed")
@@ -26,15 +29,42 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    with ProcessCluster(tmp_path) as running:
+@pytest.fixture(params=["plain", "tls"])
+def cluster(tmp_path, request, monkeypatch):
+    """Three nodes; with TLS, members and clients have certificates of different authorities."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        # Both clients use requests, where these take the place of the authority that the client was given.
+        monkeypatch.delenv(name, raising=False)
+    cluster = ProcessCluster(tmp_path)
+    if request.param == "tls":
+        members, clients = TestAuthority.create(tmp_path / "members"), TestAuthority.create(tmp_path / "clients")
+        for node in cluster.nodes:
+            encrypted(node, members, f"--tls-client-ca={clients.bundle(members)}", clients=clients)
+    with cluster as running:
         yield running
 
 
+def files_of(node):
+    """The authority, and a client's certificate and key; None of nodes without TLS."""
+    if not isinstance(node, TlsNode):
+        return None, None, None
+    directory = node.data_dir.parent
+    pair = directory / "clients" / "client.crt", directory / "clients" / "client.key"
+    return tuple(str(file) for file in (directory / "members" / "ca.crt", *pair))
+
+
+def address_of(node):
+    protocol, _, address = node.url.partition("://")
+    host, _, port = address.partition(":")
+    return protocol, host, int(port)
+
+
 def client_of(node):
-    host, _, port = node.url.removeprefix("http://").partition(":")
-    return etcd3gw.client(host=host, port=int(port), api_path="/v3/")
+    protocol, host, port = address_of(node)
+    ca, cert, key = files_of(node)
+    return etcd3gw.client(
+        host=host, port=port, api_path="/v3/", protocol=protocol, ca_cert=ca, cert_cert=cert, cert_key=key
+    )
 
 
 def use(client, name: str) -> None:
@@ -57,8 +87,9 @@ def use(client, name: str) -> None:
 
 
 def etcd3_client_of(node):
-    host, _, port = node.url.removeprefix("http://").partition(":")
-    return etcd3.Client(host, int(port), timeout=10)
+    protocol, host, port = address_of(node)
+    ca, cert, key = files_of(node)
+    return etcd3.Client(host, port, protocol, cert=(cert, key) if cert else (), verify=ca, timeout=10)
 
 
 def use_etcd3(client, name: str) -> None:
@@ -130,7 +161,7 @@ def test_a_watch_at_a_follower_misses_nothing_when_the_leader_dies(cluster):
             body = json.dumps({"create_request": {"key": base64.b64encode(b"w/").decode(), "range_end": "dzA="}})
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session,
-                session.post(f"{watched.url}/v3/watch", data=body) as answer,
+                session.post(f"{watched.url}/v3/watch", data=body, ssl=getattr(watched, "context", True)) as answer,
             ):
                 async for line in answer.content:
                     begun.set()
@@ -141,7 +172,9 @@ def test_a_watch_at_a_follower_misses_nothing_when_the_leader_dies(cluster):
                         return
 
         async def write() -> None:
-            async with Client([node.url for node in cluster.nodes], timeout_seconds=30) as client:
+            files = [None if name is None else Path(name) for name in files_of(watched)]
+            tls = None if files[0] is None else TlsFiles(*files)
+            async with Client([node.url for node in cluster.nodes], timeout_seconds=30, tls=tls) as client:
                 for number in range(300):
                     if number == 100:
                         await asyncio.to_thread(cluster.leader().kill)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 
@@ -14,12 +13,10 @@ from raftkv.errors import NoLeader, NotLeader
 from raftkv.http import FrontEnd
 from raftkv.store.commands import Compact, Delete, Put
 from raftkv.types import NodeId, Revision
+from tests.etcd.requests import b64
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
 from tests.http.http_store import InstantLog, services_of
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+from tests.http.native import until
 
 
 class Server:
@@ -65,12 +62,6 @@ async def frame(answer) -> dict:
     document = json.loads(data)
     document.get("result", {}).pop("header", None)
     return document
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another part of the same loop
-            await asyncio.sleep(0)
 
 
 async def test_a_watch_is_answered_at_once_and_told_what_happens(server):
@@ -218,3 +209,13 @@ async def test_hostile_bodies_are_refused_as_the_contract_says(server, body, sta
     path = "/v3/kv/txn" if b"success" in body else "/v3/kv/range"
     answered, document = await server.ask(path, body)
     assert (answered, document.get("code")) == (status, code)
+
+
+async def test_put_and_delete_of_one_transaction_are_two_events(server):
+    parts = [{"request_put": {"key": b64(b"k")}}, {"request_delete_range": {"key": b64(b"k")}}]
+    nested = [{"request_txn": {"success": [part]}} for part in parts]
+    async with server.stream("/v3/watch", {"create_request": {"key": b64(b"k")}}) as answer:
+        await frame(answer)
+        assert (await server.ask("/v3/kv/txn", {"success": nested}))[0] == 200
+        events = (await frame(answer))["result"]["events"]
+        assert [event.get("type", "PUT") for event in events] == ["PUT", "DELETE"]

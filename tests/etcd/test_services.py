@@ -9,11 +9,26 @@ import json
 import aiohttp
 import pytest
 
-from raftkv.errors import NotLeader
+from raftkv.errors import InvalidRequest, NotLeader
 from raftkv.http.etcd import watch
-from raftkv.types import NodeId
-from tests.etcd.test_gateway import Server, b64, frame, until
+from raftkv.http.etcd.errors import REQUEST_TOO_LARGE as TOO_LARGE
+from raftkv.operations import (
+    Alarm,
+    AlarmKind,
+    Compare,
+    CompareTarget,
+    DeleteOperation,
+    KeySpan,
+    PutOperation,
+    Relation,
+    Transaction,
+)
+from raftkv.store.commands import SetAlarm
+from raftkv.types import MAX_KEY_BYTES, NodeId
+from tests.etcd.requests import b64
+from tests.etcd.test_gateway import Server, frame
 from tests.http.http_store import QUOTA_BYTES
+from tests.http.native import until
 
 
 @pytest.fixture
@@ -51,6 +66,76 @@ async def test_a_lock_waits_for_its_holder(server):
     assert (await server.ask("/v3/lock/unlock", {"key": first["key"]}))[0] == 200
     status, error = await server.ask("/v3/lock/lock", {"name": b64(b"l"), "lease": 99})
     assert (status, error["message"]) == (500, "etcdserver: requested lease not found")
+
+
+QUEUES = [
+    ("/v3/lock/lock", "mutex: session is expired"),
+    ("/v3/election/campaign", "election: not leader"),
+]
+
+
+@pytest.mark.parametrize(("path", "message"), QUEUES)
+@pytest.mark.parametrize("gone", ["lease", "key"])
+async def test_waiter_whose_lease_or_key_is_gone_ends_with_an_error(server, path, message, gone):
+    for lease in (1, 2):
+        await server.ask("/v3/lease/grant", {"ID": lease, "TTL": 60})
+    await server.ask(path, {"name": b64(b"l"), "lease": 1})
+    waiting = asyncio.create_task(server.ask(path, {"name": b64(b"l"), "lease": 2}))
+    await in_queue(server, b"l/", 2)
+    if gone == "lease":
+        await server.ask("/v3/lease/revoke", {"ID": 2})
+    else:
+        await server.ask("/v3/kv/deleterange", {"key": b64(b"l/2")})
+    status, error = await asyncio.wait_for(waiting, 5)
+    assert (status, error["code"], error["message"]) == (500, 2, message)
+
+
+NO_LEASE = "etcdserver: requested lease not found"
+NO_KEY = "etcdserver: key is not provided"
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "answer"),
+    [
+        *(
+            (f"/v3/{path}", {"name": b64(b"l"), "lease": -1}, (500, NO_LEASE))
+            for path in ("lock/lock", "election/campaign")
+        ),
+        *((f"/v3/election/{path}", {"leader": {}}, (500, NO_KEY)) for path in ("proclaim", "resign")),
+        *((f"/v3/{path}", {"name": b64(bytes(5000))}, (400, TOO_LARGE)) for path in ("lock/lock", "election/campaign")),
+        ("/v3/lock/unlock", {"key": b64(bytes(5000))}, (400, TOO_LARGE)),
+        ("/v3/election/proclaim", {"leader": {"key": b64(bytes(5000))}}, (400, TOO_LARGE)),
+        ("/v3/election/proclaim", {"leader": {"key": b64(b"new"), "lease": -1}}, (500, NO_LEASE)),
+        ("/v3/kv/put", {"key": b64(b"new"), "lease": -1}, (404, NO_LEASE)),
+        ("/v3/kv/txn", {"success": [{"request_put": {"key": b64(b"new"), "lease": "-5"}}]}, (404, NO_LEASE)),
+        ("/v3/lease/grant", {"ID": -1, "TTL": 5}, (400, "raftkv: the id of a lease is a positive number, not -1")),
+    ],
+)
+async def test_what_the_store_cannot_look_up_does_not_reach_it(server, path, document, answer):
+    """As a committed entry, each would end all members."""
+    status, error = await server.ask(path, document)
+    assert (status, error["message"]) == answer
+    assert server.log.machine.revision == 1
+    untaken = {"failure": [{"request_put": {"key": b64(b"new"), "lease": -1}}]}
+    assert (await server.ask("/v3/kv/txn", untaken))[1]["succeeded"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        PutOperation(b"", b"", 0),
+        PutOperation(b"k", b"", -1),
+        PutOperation(b"k", b"", 2**64),
+        PutOperation(bytes(MAX_KEY_BYTES + 1), b"", 0),
+        DeleteOperation(KeySpan.single(b"")),
+        Transaction((Compare(KeySpan.single(b""), CompareTarget.CREATE, Relation.EQUAL, 0),), (), ()),
+    ],
+)
+async def test_service_of_the_store_refuses_what_no_store_can_look_up(server, operation):
+    nested = Transaction((), (), (Transaction((), (PutOperation(b"k", b"", 0), operation), ()),))
+    with pytest.raises(InvalidRequest):
+        await server.log.store.transact(nested)
+    assert server.log.machine.revision == 1
 
 
 async def test_whoever_leaves_while_waiting_for_a_lock_leaves_the_queue(server):
@@ -127,6 +212,16 @@ async def test_alarms_are_raised_listed_and_cleared(server):
     assert (status, error["code"]) == (501, 12)
 
 
+async def test_alarm_of_a_removed_member_can_be_cleared(server):
+    gone = Alarm(AlarmKind.CORRUPT, NodeId("gone"))
+    await server.log.submit(SetAlarm(gone, is_active=True))
+    _, found = await server.ask("/v3/maintenance/alarm", {"action": "GET"})
+    assert found["alarms"] == [{"memberID": "0", "alarm": "CORRUPT"}]
+    _, cleared = await server.ask("/v3/maintenance/alarm", {"action": "DEACTIVATE", **found["alarms"][0]})
+    assert cleared["alarms"] == found["alarms"]
+    assert "alarms" not in (await server.ask("/v3/maintenance/alarm", {"action": "GET"}))[1]
+
+
 async def test_hashes_are_of_the_content_up_to_a_revision(server):
     async with Server() as other:
         for each in (server, other):
@@ -146,6 +241,46 @@ async def test_hashes_are_of_the_content_up_to_a_revision(server):
         _, found = await server.ask("/v3/maintenance/hashkv", {})
         assert found["compact_revision"] == "3"
         assert (await server.ask("/v3/maintenance/hashkv", {"revision": 2}))[0] == 400
+
+
+@pytest.mark.parametrize("compacted", range(2, 12))
+async def test_hashes_do_not_depend_on_what_is_purged(server, compacted):
+    """Two members, of which one has purged what was compacted and the other has not."""
+    async with Server() as other:
+        for each in (server, other):
+            for number, key in enumerate((b"a", b"b", b"a", b"c", b"b")):
+                await each.ask("/v3/kv/put", {"key": b64(key), "value": b64(b"%d" % number)})
+            await each.ask("/v3/kv/deleterange", {"key": b64(b"c")})
+            # One key twice at one revision.
+            delete, put = ({"key": b64(b"a")}, {"key": b64(b"a"), "value": b64(b"again")})
+            operations = [{"request_put": put}, {"request_delete_range": delete}]
+            nested = [{"request_txn": {"success": [operation]}} for operation in operations]
+            assert (await each.ask("/v3/kv/txn", {"success": nested}))[0] == 200
+            await each.ask("/v3/kv/deleterange", {"key": b64(b"b")})
+            await each.ask("/v3/kv/put", {"key": b64(b"b"), "value": b64(b"new")})
+            await each.ask("/v3/kv/put", {"key": b64(b"a"), "value": b64(b"newer")})
+            assert (await each.ask("/v3/kv/compaction", {"revision": compacted}))[0] == 200
+        while server.log.machine.purge():
+            pass
+        for revision in (0, *range(compacted, 12)):
+            (_, one), (_, two) = [
+                await each.ask("/v3/maintenance/hashkv", {"revision": revision}) for each in (server, other)
+            ]
+            assert one == two
+        await other.ask("/v3/kv/put", {"key": b64(b"a"), "value": b64(b"different")})
+        await server.ask("/v3/kv/put", {"key": b64(b"a"), "value": b64(b"else")})
+        one, two = [(await each.ask("/v3/maintenance/hashkv", {}))[1]["hash"] for each in (server, other)]
+        assert one != two
+
+
+async def test_hash_covers_what_the_keys_were_at_the_compacted_revision(server):
+    async with Server() as other:
+        for each, value in ((server, b"1"), (other, b"2")):
+            await each.ask("/v3/kv/put", {"key": b64(b"a"), "value": b64(value)})
+            await each.ask("/v3/kv/put", {"key": b64(b"b"), "value": b64(b"x")})
+            await each.ask("/v3/kv/compaction", {"revision": 3})
+        one, two = [(await each.ask("/v3/maintenance/hashkv", {}))[1]["hash"] for each in (server, other)]
+        assert one != two
 
 
 async def test_pages_of_any_origin_may_ask(server):
@@ -179,10 +314,36 @@ async def test_a_watch_over_a_websocket(server):
     await until(lambda: not server.log.watches.number_waiting)
 
 
+async def test_error_over_a_websocket_has_shape_of_unary_one_until_there_was_a_result(server):
+    async with server.session.ws_connect(server.url + "/v3/watch") as socket:
+        await socket.send_str('{"create_request": {"key": "%"}}')
+        assert await socket.receive_json(timeout=5) == {"error": "key: illegal base64 data"} | {
+            "message": "key: illegal base64 data",
+            "code": 2,
+        }
+    async with server.session.ws_connect(server.url + "/v3/watch") as socket:
+        await socket.send_str('{"create_request": {}}[]')
+        assert (await socket.receive_json(timeout=5))["result"]["created"]
+        assert (await socket.receive_json(timeout=5))["error"]["grpc_code"] == 2
+
+
+async def test_messages_and_frames_of_a_websocket_need_not_agree(server):
+    async with server.session.ws_connect(server.url + "/v3/watch") as socket:
+        for piece in (
+            '{"create_request": {',
+            '"key": "YQ=="}} {"create_request": null}null',
+            '{"progress_request": {}}{',
+        ):
+            await socket.send_str(piece)
+        await socket.send_bytes(b'"create_request": {"watch_id": "9"}}')
+        told = [(await socket.receive_json(timeout=5))["result"] for _ in range(3)]
+        assert [one.get("watch_id") for one in told] == [None, "-1", "9"]
+
+
 async def test_what_is_no_message_ends_a_websocket_with_an_error(server):
     async with server.session.ws_connect(server.url + "/v3/watch") as socket:
-        await socket.send_str("{")
-        assert (await socket.receive_json())["error"]["grpc_code"] == 2
+        await socket.send_str("x")
+        assert (await socket.receive_json(timeout=5))["code"] == 2
         assert (await socket.receive()).type == aiohttp.WSMsgType.CLOSE
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "5"}
     async with server.session.get(server.url + "/v3/watch", headers=headers) as answer:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from raftkv.http.etcd.errors import Code, GatewayError, invalid
 from raftkv.http.etcd.fields import Fields
 from raftkv.http.etcd.headers import Document, Headers, Unary
+from raftkv.service.api import StoreService
 
 _NO_USER = "etcdserver: user name not found"
 _NO_ROLE = "etcdserver: role name not found"
@@ -34,10 +35,12 @@ class AbsentRequests:
     """Handlers of requests that are not served.
 
     Args:
+        store: For its revision.
         headers: Writes headers.
     """
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, store: StoreService, headers: Headers) -> None:
+        self._store = store
         self._headers = headers
 
     def handlers(self) -> Mapping[str, Unary]:
@@ -53,7 +56,7 @@ class AbsentRequests:
         }
 
     async def _nothing(self, _fields: Fields) -> Document:
-        return self._headers.answer({})
+        return self._headers.answer({}, self._store.revision)
 
     async def _grant(self, fields: Fields) -> Document:
         if fields.message("perm") is None:
@@ -67,7 +70,7 @@ class AbsentRequests:
         raise _cannot_add("role", fields)
 
     async def _status(self, _fields: Fields) -> Document:
-        return self._headers.answer({"authRevision": "1"})
+        return self._headers.answer({"authRevision": "1"}, self._store.revision)
 
 
 def _cannot_add(kind: str, fields: Fields) -> GatewayError:

@@ -10,6 +10,8 @@ import orjson
 from aiohttp import hdrs, web
 
 from raftkv import errors
+from raftkv.http.problems import printable
+from raftkv.http.request_ids import request_id_of
 
 _log = logging.getLogger("raftkv.http.etcd")
 
@@ -56,9 +58,12 @@ class GatewayError(Exception):
 
     def response(self) -> web.Response:
         """Return the answer to a unary request."""
-        document = {"error": self.message, "message": self.message, "code": int(self.code)}
         headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "raftkv"}
-        return web.Response(status=_STATUS[self.code], body=orjson.dumps(document), headers=headers)
+        return web.Response(status=_STATUS[self.code], body=self.document(), headers=headers)
+
+    def document(self) -> bytes:
+        """Return the JSON of that answer."""
+        return orjson.dumps({"error": self.message, "message": self.message, "code": int(self.code)})
 
     def frame(self) -> bytes:
         """Return the last frame of a stream that ends with it; the fields of both generations of the gateway."""
@@ -83,6 +88,7 @@ def invalid(message: str) -> GatewayError:
     return GatewayError(Code.INVALID_ARGUMENT, message)
 
 
+KEY_MISSING = "etcdserver: key is not provided"
 REQUEST_TOO_LARGE = "etcdserver: request is too large"
 NO_LEADER = "etcdserver: no leader"
 LEADER_CHANGED = "etcdserver: leader changed"
@@ -106,7 +112,10 @@ _KNOWN: Mapping[type[errors.RaftkvError], tuple[Code, str]] = {
     errors.NoLeader: (Code.UNAVAILABLE, NO_LEADER),
     errors.Superseded: (Code.UNAVAILABLE, LEADER_CHANGED),
     errors.LeadershipLost: (Code.UNAVAILABLE, LEADER_CHANGED),
+    errors.ClusterVersionTooLow: (Code.FAILED_PRECONDITION, "etcdserver: not capable"),
     errors.Overloaded: (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
+    errors.BuffersFull: (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
+    errors.OutcomesFull: (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
     errors.StorageLow: (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
     errors.ShuttingDown: (Code.UNAVAILABLE, "etcdserver: server stopped"),
     errors.NotApplied: (Code.UNAVAILABLE, TIMED_OUT),
@@ -114,14 +123,23 @@ _KNOWN: Mapping[type[errors.RaftkvError], tuple[Code, str]] = {
 }
 
 
-def gateway_error_of(error: Exception) -> GatewayError:
-    """Return the error that answers another one; log what nobody expected, with its traceback."""
+def gateway_error_of(error: Exception, request: web.BaseRequest | None = None) -> GatewayError:
+    """Return the error that answers another one; log an unexpected one with its traceback.
+
+    Args:
+        error: The error.
+        request: The request, for the log; None for an error that is certainly a known one.
+    """
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, errors.InvalidRequest):
         return invalid(f"etcdserver: {error}")
+    if isinstance(error, errors.MemberUnreachable):
+        # etcd has no words for it, since it changes the address unseen.
+        return GatewayError(Code.FAILED_PRECONDITION, f"etcdserver: {error}")
     for base in type(error).__mro__:
         if base in _KNOWN:
             return GatewayError(*_KNOWN[base])
-    _log.error("a request failed unexpectedly", exc_info=error)
+    what = "" if request is None else f" {request_id_of(request)} to {printable(request.raw_path)}"
+    _log.error("request%s failed unexpectedly", what, exc_info=error)
     return GatewayError(Code.INTERNAL, "an unexpected error, described in the node's log")

@@ -7,6 +7,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import orjson
@@ -16,16 +17,20 @@ from raftkv.http.etcd.errors import GatewayError, invalid
 MAX_DEPTH = 64
 """Messages within messages; etcd has no bound but its stack."""
 
-_INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_INTEGER = re.compile(r"[ \t\r\n]*(?:(-?[0-9]{1,20})|null)[ \t\r\n]*", re.ASCII)
+"""What a string may hold for a number: the JSON of one."""
+
+_LINE_ENDS = re.compile(r"[\r\n]+")
 _INT64 = range(-(2**63), 2**63)
 _UINT64 = range(2**64)
+_OCTETS = range(256)
 
 
 class Fields:
     """One message of a request.
 
     Args:
-        document: The parsed JSON value.
+        document: The parsed JSON value; null is an empty message.
         depth: How many messages it is in.
 
     Raises:
@@ -33,6 +38,8 @@ class Fields:
     """
 
     def __init__(self, document: Any, depth: int = 0) -> None:
+        if document is None:
+            document = {}
         if not isinstance(document, dict):
             raise invalid(f"json: cannot unmarshal {_kind(document)} into a message")
         if depth > MAX_DEPTH:
@@ -41,23 +48,37 @@ class Fields:
         self._depth = depth
 
     def get(self, name: str) -> Any:
-        """Return a field as it was parsed, None when it is not set."""
-        value = self._document.get(name)
-        return self._document.get(_camel_case(name)) if value is None else value
+        """Return a field as it was parsed, None when it is not set; of both spellings, etcd takes the camelCase one."""
+        camel_case = _camel_case(name)
+        return self._document[camel_case] if camel_case in self._document else self._document.get(name)
 
     def has(self, name: str) -> bool:
         """Whether a field is set."""
         return self.get(name) is not None
 
+    def one_of(self, names: Sequence[str]) -> str | None:
+        """Return the field of a ``oneof`` that is set, None for none.
+
+        Args:
+            names: Its fields in the order of their numbers. Of several that are set, the last counts, as in protobuf.
+        """
+        return next((name for name in reversed(names) if self.has(name)), None)
+
     def bytes(self, name: str) -> bytes:
-        """Return a field of bytes, empty when it is not set."""
+        """Return a field of bytes, empty when it is not set; base64, which may have line ends, or a list of numbers."""
         value = self.get(name)
         if value is None:
             return b""
+        if isinstance(value, list) and all(type(item) is int and item in _OCTETS for item in value):
+            return bytes(value)
         if not isinstance(value, str):
             raise _wrong(name, value, "a string of base64")
         try:
             return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            pass
+        try:
+            return base64.b64decode(_LINE_ENDS.sub("", value), validate=True)
         except (binascii.Error, ValueError):
             raise invalid(f"{name}: illegal base64 data") from None
 
@@ -82,8 +103,8 @@ class Fields:
         value = self.get(name)
         if value is None:
             return 0
-        if isinstance(value, str) and _INTEGER.fullmatch(value):
-            value = int(value)
+        if isinstance(value, str) and (found := _INTEGER.fullmatch(value)) is not None:
+            value = int(found[1] or 0)
         if type(value) is not int:
             raise _wrong(name, value, "a 64-bit integer")
         if value not in numbers:
@@ -143,14 +164,15 @@ class Fields:
             raise _wrong(name, value, "a list of strings")
         return value
 
-    def choices(self, name: str, names: Sequence[str]) -> list[int]:
-        """Return the enumerated values of a list."""
+    def known_choices(self, name: str, names: Sequence[str]) -> list[int]:
+        """Return the enumerated values of a list, without numbers that stand for none, which etcd ignores."""
         value = self.get(name)
         if value is None:
             return []
         if not isinstance(value, list):
             raise _wrong(name, value, "a list")
-        return [Fields({name: item}).choice(name, names, f"{name}: unknown value") for item in value]
+        known = [item for item in value if type(item) is not int or 0 <= item < len(names)]
+        return [Fields({name: item}).choice(name, names, f"{name}: unknown value") for item in known]
 
 
 def parse_message(body: bytes) -> Fields:
@@ -169,11 +191,22 @@ def parse_message(body: bytes) -> Fields:
 
 def _first_value(body: bytes) -> Any:
     try:
-        return json.JSONDecoder().raw_decode(body.decode().lstrip())[0]
+        # As Go's parser does, bytes in strings that are not UTF-8 are replaced.
+        return json_decoder().raw_decode(body.decode("utf-8", "replace").lstrip(" \t\r\n"))[0]
     except (ValueError, RecursionError) as error:
         raise invalid(f"invalid JSON: {error}") from None
 
 
+def json_decoder() -> json.JSONDecoder:
+    """Return a decoder that finds the end of a value, and takes no more than JSON: Python's takes ``NaN`` too."""
+    return json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+@cache
 def _camel_case(name: str) -> str:
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() for word in rest)

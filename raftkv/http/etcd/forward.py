@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import ssl
 from typing import Any
 
 import aiohttp
@@ -10,6 +12,9 @@ from aiohttp import hdrs, web
 
 from raftkv.errors import NotLeader
 from raftkv.http.etcd.errors import LEADER_CHANGED, NO_LEADER, TIMED_OUT, Code, GatewayError
+from raftkv.http.request_ids import X_REQUEST_ID, request_id_of
+
+_log = logging.getLogger("raftkv.http.etcd")
 
 FORWARDED = "X-Raftkv-Forwarded"
 """Set on a request that was sent on; it is not sent on again, or two nodes could do so for ever."""
@@ -19,9 +24,17 @@ _UNBOUNDED = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 
 
 class Forwarder:
-    """Sends requests on to the leader."""
+    """Sends requests on to the leader.
 
-    def __init__(self) -> None:
+    Args:
+        tls: Context for leaders whose URL begins with ``https``: by which authorities they must be certified, and
+            the certificate of this node, for leaders that ask their clients for one. None for the system's
+            authorities, and no certificate.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls: ssl.SSLContext | bool = True if tls is None else tls
+        self._warned_of: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
 
     async def send(
@@ -45,13 +58,14 @@ class Forwarder:
             async with session.post(
                 url + path,
                 data=body,
-                headers={FORWARDED: "1"},
+                headers=_headers(request),
                 allow_redirects=False,
                 timeout=_UNBOUNDED if lasts else _TIMEOUT,
             ) as answer:
                 headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "raftkv"}
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)
-        except aiohttp.ClientConnectorError:
+        except aiohttp.ClientConnectorError as error:
+            self._note(url, error)
             raise GatewayError(Code.UNAVAILABLE, LEADER_CHANGED) from None
         except (TimeoutError, aiohttp.ClientError, ConnectionError):
             raise GatewayError(Code.UNAVAILABLE, TIMED_OUT) from None
@@ -73,10 +87,14 @@ class Forwarder:
         url = _leader_url(request, leader)
         try:
             async with self._open().post(
-                url + path, data=orjson.dumps(message), headers={FORWARDED: "1"}, allow_redirects=False
+                url + path,
+                data=orjson.dumps(message),
+                headers=_headers(request),
+                allow_redirects=False,
             ) as answer:
                 document = orjson.loads(await answer.content.readline())
-        except (aiohttp.ClientError, TimeoutError, ConnectionError, orjson.JSONDecodeError):
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, orjson.JSONDecodeError) as error:
+            self._note(url, error)
             raise GatewayError(Code.UNAVAILABLE, LEADER_CHANGED) from None
         if "error" in document:
             raise GatewayError(Code(document["error"]["grpc_code"]), document["error"]["message"])
@@ -92,9 +110,22 @@ class Forwarder:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
+                timeout=_TIMEOUT,
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
+
+    def _note(self, url: str, error: Exception) -> None:
+        """Log what only people can mend, once for each leader."""
+        if isinstance(error, aiohttp.ClientSSLError) and url not in self._warned_of:
+            self._warned_of.add(url)
+            _log.warning("requests cannot be sent on to the leader at %s: %s", url, error)
+
+
+def _headers(request: web.BaseRequest) -> dict[str, str]:
+    # The leader logs it under the same id.
+    return {FORWARDED: "1", X_REQUEST_ID: request_id_of(request)}
 
 
 def _leader_url(request: web.BaseRequest, leader: NotLeader) -> str:

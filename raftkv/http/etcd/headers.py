@@ -7,10 +7,16 @@ from typing import Any
 
 from raftkv.http.etcd.fields import Fields
 from raftkv.http.etcd.identity import cluster_number
-from raftkv.service.api import ClusterService, StoreService
+from raftkv.service.api import ClusterService
 from raftkv.types import Revision
 
 Document = dict[str, Any]
+
+
+class ReadDocument(Document):
+    """An answer to a request that has changed nothing: where there is no room for it, it may be refused."""
+
+
 Unary = Callable[[Fields], Awaitable[Document]]
 
 
@@ -19,12 +25,10 @@ class Headers:
 
     Args:
         cluster: Whose ids and term they have.
-        store: Whose revision.
     """
 
-    def __init__(self, cluster: ClusterService, store: StoreService) -> None:
+    def __init__(self, cluster: ClusterService) -> None:
         self._cluster = cluster
-        self._store = store
 
     def cluster_header(self) -> Document:
         """Return a header without a revision, as answers about the cluster have it."""
@@ -35,10 +39,15 @@ class Headers:
             "raft_term": str(own.term),
         }
 
-    def header(self, revision: Revision | None = None) -> Document:
-        """Return a header with a revision, the store's unless another is given."""
-        return self.cluster_header() | {"revision": str(revision or self._store.revision)}
+    def answer(self, document: Document, revision: Revision) -> Document:
+        """Return an answer with its header.
 
-    def answer(self, document: Document, revision: Revision | None = None) -> Document:
-        """Return an answer with its header."""
-        return {"header": self.header(revision), **document}
+        Args:
+            document: The answer.
+            revision: The revision of the operation that is answered, never the one that the store has by now.
+        """
+        return {"header": self.cluster_header() | {"revision": str(revision)}, **document}
+
+    def answer_to_read(self, document: Document, revision: Revision) -> ReadDocument:
+        """Return the same as one to a request that has changed nothing."""
+        return ReadDocument(self.answer(document, revision))

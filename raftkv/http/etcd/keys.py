@@ -16,7 +16,8 @@ from raftkv.http.etcd.messages import (
     range_json,
     transaction_json,
 )
-from raftkv.operations import DeleteResult, Transaction
+from raftkv.http.slicing import Slicer
+from raftkv.operations import DeleteResult, Transaction, is_read_only
 from raftkv.service.api import StoreService
 from raftkv.types import Revision
 
@@ -32,6 +33,7 @@ class KeyRequests:
     def __init__(self, store: StoreService, headers: Headers) -> None:
         self._store = store
         self._headers = headers
+        self._slicer = Slicer()
 
     def handlers(self) -> Mapping[str, Unary]:
         """Return the handler of each path."""
@@ -44,11 +46,12 @@ class KeyRequests:
         }
 
     async def _range(self, fields: Fields) -> Document:
-        query = parse_range(fields)
-        return self._headers.answer(range_json(await self._store.range(query, is_stale=fields.flag("serializable"))))
+        found = await self._store.range(parse_range(fields), is_stale=fields.flag("serializable"))
+        return self._headers.answer_to_read(range_json(found.result), found.revision)
 
     async def _put(self, fields: Fields) -> Document:
-        return self._headers.answer(put_json(await self._store.put(parse_put(fields))))
+        written = await self._store.put(parse_put(fields))
+        return self._headers.answer(put_json(written.result), written.revision)
 
     async def _delete(self, fields: Fields) -> Document:
         result = await self._store.transact(Transaction((), (parse_delete(fields),), ()))
@@ -57,9 +60,11 @@ class KeyRequests:
         return self._headers.answer(delete_json(deleted), result.revision)
 
     async def _transact(self, fields: Fields) -> Document:
-        result = await self._store.transact(parse_transaction(fields))
-        return self._headers.answer(transaction_json(result), result.revision)
+        transaction = await self._slicer.run(parse_transaction(fields))
+        result = await self._store.transact(transaction)
+        answer = self._headers.answer_to_read if is_read_only(transaction) else self._headers.answer
+        return answer(transaction_json(result), result.revision)
 
     async def _compact(self, fields: Fields) -> Document:
-        await self._store.compact(Revision(max(0, fields.integer("revision"))))
-        return self._headers.answer({})
+        revision = await self._store.compact(Revision(max(0, fields.integer("revision"))))
+        return self._headers.answer({}, revision)

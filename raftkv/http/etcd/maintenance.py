@@ -9,7 +9,7 @@ from raftkv.http.etcd.fields import Fields
 from raftkv.http.etcd.headers import Document, Headers, Unary
 from raftkv.operations import Alarm, AlarmKind
 from raftkv.service.api import NodeServices
-from raftkv.types import Role
+from raftkv.types import Revision, Role
 
 ETCD_VERSION = "3.4.23"
 """What clients choose their prefix and their fields by."""
@@ -63,44 +63,60 @@ class MaintenanceRequests:
         errors += [f"memberID:{self._number(alarm.member)} alarm:{alarm.kind.label} " for alarm in alarms]
         if errors:
             document["errors"] = errors
-        return self._headers.answer(document)
+        return self._headers.answer(document, self._store.revision)
 
     async def _alarm(self, fields: Fields) -> Document:
         action = _ACTIONS[fields.choice("action", _ACTIONS, "action: unknown value")]
         number = fields.choice("alarm", _ALARMS, "alarm: unknown value")
-        if _ALARMS[number] == "CORRUPT" and action != "GET":
-            raise GatewayError(Code.UNIMPLEMENTED, "raftkv stops a node whose data is corrupt; it has no such alarm")
+        if _ALARMS[number] == "CORRUPT" and action == "ACTIVATE":
+            raise GatewayError(Code.UNIMPLEMENTED, "only the leader raises this alarm, when the logs of members differ")
+        revision = self._store.revision
         if action == "GET":
             found = [alarm for alarm in self._alarms.active() if number in (0, alarm.kind.value)]
         else:
-            found = await self._set_alarm(number, fields.unsigned("memberID"), is_active=action == "ACTIVATE")
+            is_active = action == "ACTIVATE"
+            found, revision = await self._set_alarm(number, fields.unsigned("memberID"), is_active=is_active)
         alarms = [{"memberID": self._number(alarm.member), "alarm": alarm.kind.label} for alarm in found]
-        return self._headers.answer({"alarms": alarms} if alarms else {})
+        return self._headers.answer({"alarms": alarms} if alarms else {}, revision)
 
-    async def _set_alarm(self, number: int, member_id: int, *, is_active: bool) -> list[Alarm]:
+    async def _set_alarm(self, number: int, member_id: int, *, is_active: bool) -> tuple[list[Alarm], Revision]:
+        revision = self._store.revision
         if not number:
-            return []
+            return [], revision
+        if not is_active:
+            return await self._clear_alarms(AlarmKind(number), member_id)
         names = {self._number(member.name): member.name for member, _url in self._cluster.members()}
         member = names.get(str(member_id)) if member_id else self._cluster.own().name
-        if member is None and not is_active:
-            return []
         if member is None:
             raise invalid("etcdserver: member not found")
         alarm = Alarm(AlarmKind(number), member)
-        if (alarm in self._alarms.active()) == is_active:
-            return [alarm] if is_active else []
-        await self._alarms.set(alarm, is_active=is_active)
-        return [alarm]
+        if alarm in self._alarms.active():
+            return [alarm], revision
+        return [alarm], await self._alarms.set(alarm, is_active=True)
+
+    async def _clear_alarms(self, kind: AlarmKind, member_id: int) -> tuple[list[Alarm], Revision]:
+        """Clear the alarm of a member; with the number 0 that of this node, and those of members that were removed."""
+        own, revision = self._cluster.own().name, self._store.revision
+        cleared = [
+            alarm
+            for alarm in self._alarms.active()
+            if alarm.kind is kind
+            and (self._number(alarm.member) == str(member_id) or (not member_id and alarm.member == own))
+        ]
+        for alarm in cleared:
+            revision = await self._alarms.set(alarm, is_active=False)
+        return cleared, revision
 
     async def _hash(self, _fields: Fields) -> Document:
-        return self._headers.answer({"hash": (await self._store.hash(0)).value})
+        found = await self._store.hash(0)
+        return self._headers.answer({"hash": found.value}, found.store_revision)
 
     async def _hash_keys(self, fields: Fields) -> Document:
         found = await self._store.hash(max(0, fields.integer("revision")))
         document: Document = {"hash": found.value}
         if found.compacted_revision:
             document["compact_revision"] = str(found.compacted_revision)
-        return self._headers.answer(document)
+        return self._headers.answer(document, found.store_revision)
 
     async def _defragment(self, _fields: Fields) -> Document:
         """Answer at once: what the store frees it uses again, so there is nothing to be done."""
@@ -112,7 +128,7 @@ class MaintenanceRequests:
         if not names:
             raise GatewayError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
         await self._cluster.transfer_leadership(names[0])
-        return self._headers.answer({})
+        return self._headers.answer({}, self._store.revision)
 
     def _number(self, name: str) -> str:
         """Return a member's number; that of one which is gone is not known any more."""

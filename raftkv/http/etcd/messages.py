@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raftkv.http.etcd.errors import REQUEST_TOO_LARGE, invalid
+from raftkv.http.etcd.errors import KEY_MISSING, REQUEST_TOO_LARGE, invalid
 from raftkv.http.etcd.fields import Fields
+from raftkv.http.long_json import Items
+from raftkv.http.overlaps import has_duplicates
+from raftkv.http.slicing import Counter, Work
 from raftkv.operations import (
     MAX_OPERATIONS,
     MAX_TRANSACTION_BYTES,
+    MAX_TRANSACTION_PARTS,
     Compare,
     CompareTarget,
     DeleteOperation,
@@ -26,7 +31,6 @@ from raftkv.operations import (
     SortTarget,
     Transaction,
     TransactionResult,
-    has_duplicates,
     transaction_bytes,
 )
 from raftkv.types import MAX_KEY_BYTES, KeyValue
@@ -69,8 +73,8 @@ def parse_range(fields: Fields) -> RangeQuery:
 
 def parse_put(fields: Fields) -> PutOperation:
     """Read a put request."""
-    key = _key(fields)
-    value, lease = fields.bytes("value"), fields.integer("lease")
+    key = require_short(_key(fields))
+    value, lease = fields.bytes("value"), parse_lease(fields)
     ignore_value, ignore_lease = fields.flag("ignore_value"), fields.flag("ignore_lease")
     if ignore_value and value:
         raise invalid("etcdserver: value is provided")
@@ -78,9 +82,16 @@ def parse_put(fields: Fields) -> PutOperation:
         raise invalid("etcdserver: lease is provided")
     if len(key) + len(value) > MAX_TRANSACTION_BYTES:
         raise invalid(REQUEST_TOO_LARGE)
-    if lease < 0:
-        raise invalid("etcdserver: requested lease not found")
     return PutOperation(key, None if ignore_value else value, None if ignore_lease else lease, fields.flag("prev_kv"))
+
+
+def parse_lease(fields: Fields) -> int:
+    """Return the lease that a write names, 0 for none.
+
+    There are no leases with negative ids. Their two's complement is an id that no lease can have, and that every
+    release can look up: a write with it is refused when it is applied, as at etcd, and only if it would be carried out.
+    """
+    return fields.integer("lease") % 2**64
 
 
 def parse_delete(fields: Fields) -> DeleteOperation:
@@ -88,25 +99,65 @@ def parse_delete(fields: Fields) -> DeleteOperation:
     return DeleteOperation(parse_span(fields), fields.flag("prev_kv"))
 
 
-def parse_transaction(fields: Fields) -> Transaction:
+_SIMPLE_OPERATIONS: Mapping[str, Callable[[Fields], Operation]] = {
+    "request_range": parse_range,
+    "request_put": parse_put,
+    "request_delete_range": parse_delete,
+}
+_NESTED = "request_txn"
+_OPERATIONS = (*_SIMPLE_OPERATIONS, _NESTED)
+
+
+def parse_transaction(fields: Fields) -> Work[Transaction]:
     """Read a transaction, and check what can be checked of it without the store."""
-    transaction = _transaction(fields)
-    if has_duplicates(transaction):
+    transaction = yield from _TransactionParser().transaction(fields, MAX_OPERATIONS)
+    if (yield from has_duplicates(transaction)):
         raise invalid("etcdserver: duplicate key given in txn request")
     if transaction_bytes(transaction) > MAX_TRANSACTION_BYTES:
         raise invalid(REQUEST_TOO_LARGE)
     return transaction
 
 
-def _transaction(fields: Fields) -> Transaction:
-    compares, success, failure = (fields.messages(name) for name in ("compare", "success", "failure"))
-    if max(len(compares), len(success), len(failure)) > MAX_OPERATIONS:
-        raise invalid("etcdserver: too many operations in txn request")
-    return Transaction(
-        tuple(_compare(item) for item in compares),
-        tuple(_operation(item) for item in success),
-        tuple(_operation(item) for item in failure),
-    )
+class _TransactionParser:
+    """Reads one transaction and all that are nested in it."""
+
+    def __init__(self) -> None:
+        self._parts_left = MAX_TRANSACTION_PARTS
+        self._counter = Counter()
+
+    def transaction(self, fields: Fields, most: int) -> Work[Transaction]:
+        """Read a transaction.
+
+        Args:
+            fields: The message.
+            most: Bound on each of its lists. As in etcd, a nested transaction has what the one around it leaves of its
+                own. Still the sum grows with the power of the depth, for which etcd has no bound.
+        """
+        parts = [fields.messages(name) for name in ("compare", "success", "failure")]
+        compares, success, failure = parts
+        self._parts_left -= sum(map(len, parts))
+        most -= max(map(len, parts))
+        if most < 0 or self._parts_left < 0:
+            raise invalid("etcdserver: too many operations in txn request")
+        comparisons = tuple(_compare(item) for item in compares)
+        then = yield from self._operations(success, most)
+        otherwise = yield from self._operations(failure, most)
+        return Transaction(comparisons, then, otherwise)
+
+    def _operations(self, branch: Sequence[Fields], most: int) -> Work[tuple[Operation, ...]]:
+        operations: list[Operation] = []
+        for fields in branch:
+            name = fields.one_of(_OPERATIONS)
+            message = None if name is None else fields.message(name)
+            if name is None or message is None:
+                raise invalid("etcdserver: key not found")
+            if name == _NESTED:
+                operations.append((yield from self.transaction(message, most)))
+            else:
+                operations.append(_SIMPLE_OPERATIONS[name](message))
+            if self._counter.is_full():
+                yield
+        return tuple(operations)
 
 
 def _compare(fields: Fields) -> Compare:
@@ -114,36 +165,43 @@ def _compare(fields: Fields) -> Compare:
     relation = _RELATIONS[fields.choice("result", _RELATION_NAMES, "result: unknown value")]
     number = fields.choice("target", _COMPARED_NAMES, "target: unknown value")
     name = _OPERANDS[number]
-    operand = fields.bytes(name) if name == "value" else fields.integer(name)
+    # As at etcd, an operand of another kind than the target's, or one that is not the last, counts as zero.
+    is_set = fields.one_of(_OPERANDS) == name
+    operand: int | bytes = b"" if name == "value" else 0
+    if is_set:
+        operand = fields.bytes(name) if name == "value" else fields.integer(name)
     return Compare(span, _COMPARED[number], relation, operand)
-
-
-def _operation(fields: Fields) -> Operation:
-    for name, parse in (
-        ("request_range", parse_range),
-        ("request_put", parse_put),
-        ("request_delete_range", parse_delete),
-        ("request_txn", _transaction),
-    ):
-        message = fields.message(name)
-        if message is not None:
-            operation: Operation = parse(message)
-            return operation
-    raise invalid("etcdserver: key not found")
 
 
 def parse_span(fields: Fields) -> KeySpan:
     """Read ``key`` and ``range_end``."""
-    key, end = _key(fields), fields.bytes("range_end")
+    return span_of(_key(fields), fields.bytes("range_end"))
+
+
+def span_of(key: bytes, end: bytes) -> KeySpan:
+    """Return the keys from one to another as etcd writes them: no end for one key, a zero byte for all that follow.
+
+    There is no key of more than ``MAX_KEY_BYTES``, so of a longer one it is enough to know what comes before it.
+    """
+    key = key[: MAX_KEY_BYTES + 1]
     if not end:
         return KeySpan.single(key)
-    return KeySpan(key, None if end == b"\0" else end)
+    return KeySpan(key, None if end == b"\0" else end[: MAX_KEY_BYTES + 1])
 
 
 def _key(fields: Fields) -> bytes:
     key = fields.bytes("key")
     if not key:
-        raise invalid("etcdserver: key is not provided")
+        raise invalid(KEY_MISSING)
+    return key
+
+
+def require_short(key: bytes) -> bytes:
+    """Return a key that is to be written.
+
+    Raises:
+        GatewayError: It is too long.
+    """
     if len(key) > MAX_KEY_BYTES:
         raise invalid(REQUEST_TOO_LARGE)
     return key
@@ -167,7 +225,7 @@ def range_json(result: RangeResult) -> dict[str, Any]:
     """Return a range's answer without its header."""
     document: dict[str, Any] = {}
     if result.items:
-        document["kvs"] = [key_value_json(item) for item in result.items]
+        document["kvs"] = Items(result.items, key_value_json)
     if result.more:
         document["more"] = True
     if result.count:
@@ -186,7 +244,7 @@ def delete_json(result: DeleteResult) -> dict[str, Any]:
     if result.deleted:
         document["deleted"] = str(result.deleted)
     if result.previous:
-        document["prev_kvs"] = [key_value_json(item) for item in result.previous]
+        document["prev_kvs"] = Items(result.previous, key_value_json)
     return document
 
 
