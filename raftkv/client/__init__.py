@@ -9,11 +9,32 @@ no effect), or an ``UnknownOutcome`` error (it may have one).
 """
 
 from raftkv.client import txn
-from raftkv.client.answers import ClusterView, Deleted, Found, Leader, MemberView, Missing, Stored
+from raftkv.client.answers import (
+    ClusterView,
+    Counted,
+    Deleted,
+    Found,
+    Leader,
+    MemberView,
+    Missing,
+    StateCheckView,
+    Stored,
+)
 from raftkv.client.blocking import BlockingClient
 from raftkv.client.client import Client
-from raftkv.client.failures import ConditionNotMet, LeaseLost, NotAcquired, UnexpectedAnswer, Unreachable
+from raftkv.client.failures import (
+    ClusterChanged,
+    ConditionNotMet,
+    EventTooLarge,
+    ImportedBatch,
+    ImportStopped,
+    LeaseLost,
+    NotAcquired,
+    UnexpectedAnswer,
+    Unreachable,
+)
 from raftkv.client.leases import HeldLease
+from raftkv.client.maintenance import EndpointStatus
 from raftkv.client.members import KnownMember, MemberList
 from raftkv.client.snapshots import TakenSnapshot
 from raftkv.client.turns import Fence, HeldLock, Leadership
@@ -24,13 +45,19 @@ __all__ = [
     "BlockingClient",
     "Change",
     "Client",
+    "ClusterChanged",
     "ClusterView",
     "ConditionNotMet",
+    "Counted",
     "Deleted",
+    "EndpointStatus",
+    "EventTooLarge",
     "Fence",
     "Found",
     "HeldLease",
     "HeldLock",
+    "ImportStopped",
+    "ImportedBatch",
     "KnownMember",
     "Leader",
     "Leadership",
@@ -39,6 +66,7 @@ __all__ = [
     "MemberView",
     "Missing",
     "NotAcquired",
+    "StateCheckView",
     "Stored",
     "TakenSnapshot",
     "TlsFiles",

@@ -14,6 +14,7 @@ import orjson
 from raftkv.client.failures import UnexpectedAnswer
 from raftkv.operations import Lease, LeaseTime
 from raftkv.types import Index, KeyRange, KeyValue, NodeId, NodeStatus, Revision, Role, Term
+from raftkv.versions import ClusterVersion, SupportedVersions
 
 _Field = TypeVar("_Field")
 
@@ -47,7 +48,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A delete that happened: how many keys it removed (0 or 1), and the store's revision."""
+    """A delete that happened: how many keys it removed, and the store's revision."""
 
     revision: Revision
     deleted: int
@@ -66,6 +67,14 @@ class Missing:
     """A key that does not exist, and the store's revision at which it did not."""
 
     revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A number of keys, and the store's revision at which they were counted."""
+
+    revision: Revision
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,10 @@ class MemberView:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster as the answering node sees it; ``leader`` and ``leader_url`` are None while unknown."""
+    """The cluster as the answering node sees it; ``leader`` and ``leader_url`` are None while unknown.
+
+    ``cluster_version`` is the feature level that the cluster is at, as far as the answering node has applied.
+    """
 
     cluster_id: str
     answered_by: NodeId
@@ -104,6 +116,20 @@ class ClusterView:
     leader_url: str | None
     term: Term
     members: tuple[MemberView, ...]
+    cluster_version: ClusterVersion
+
+
+@dataclass(frozen=True, slots=True)
+class StateCheckView:
+    """A comparison of the members' stores at one log index.
+
+    ``results`` says of each member ``agrees``, ``differs`` (from a majority), ``disputed`` (no majority has the same)
+    or ``unknown`` (not compared); ``is_sound`` whether all agree.
+    """
+
+    index: int
+    is_sound: bool
+    results: dict[NodeId, str]
 
 
 class Document:
@@ -149,6 +175,10 @@ class Document:
         """Return an object within this one, None when it is not there."""
         value = self._document.get(name)
         return None if value is None else Document(value, self._source)
+
+    def required(self, name: str) -> Document:
+        """Return an object within this one, which must be there."""
+        return Document(self.get(name, dict), self._source)
 
     def revision(self, name: str = "revision") -> Revision:
         """Return a revision."""
@@ -235,6 +265,12 @@ def parse_page(answer: Answer) -> KeyRange:
     )
 
 
+def parse_count(answer: Answer) -> Counted:
+    """Read a number of keys."""
+    document = document_of(answer)
+    return Counted(document.revision(), document.get("count", int))
+
+
 def parse_item(item: Document) -> KeyValue:
     """Read a key with its value."""
     return KeyValue(
@@ -259,6 +295,17 @@ def parse_cluster(answer: Answer) -> ClusterView:
         leader_url=document.optional("leader_url", str),
         term=Term(document.get("term", int)),
         members=tuple(_parse_member(member, answer.source) for member in document.nested("members")),
+        cluster_version=parse_version(document.get("cluster_version", str), answer.source),
+    )
+
+
+def parse_state_check(answer: Answer) -> StateCheckView:
+    """Read the outcome of a comparison of stores."""
+    document = document_of(answer)
+    return StateCheckView(
+        index=document.get("index", int),
+        is_sound=document.flag("sound"),
+        results={NodeId(each.get("name", str)): each.get("result", str) for each in document.nested("members")},
     )
 
 
@@ -266,11 +313,19 @@ def _parse_member(member: Document, source: str) -> MemberView:
     name = NodeId(member.get("name", str))
     peer_address = member.get("peer_address", str)
     status = member.child("status")
-    parsed = None if status is None else _parse_status(name, peer_address, status, source)
+    parsed = None if status is None else parse_status(name, peer_address, status, source)
     return MemberView(name, peer_address, parsed)
 
 
-def _parse_status(name: NodeId, peer_address: str, status: Document, source: str) -> NodeStatus:
+def parse_status(name: NodeId, peer_address: str, status: Document, source: str) -> NodeStatus:
+    """Read what a node says of itself.
+
+    Args:
+        name: The node.
+        peer_address: Its Raft listener.
+        status: What it says.
+        source: Who answered, for messages.
+    """
     leader = status.optional("leader", str)
     try:
         role = Role(status.get("role", str))
@@ -288,7 +343,24 @@ def _parse_status(name: NodeId, peer_address: str, status: Document, source: str
         client_url=status.optional("client_url", str),
         peer_address=peer_address,
         version=status.get("version", str),
+        cluster_version=parse_version(status.get("cluster_version", str), source),
+        supported_versions=SupportedVersions(
+            parse_version(status.get("lowest_cluster_version", str), source),
+            parse_version(status.get("highest_cluster_version", str), source),
+        ),
     )
+
+
+def parse_version(text: str, source: str) -> ClusterVersion:
+    """Read a cluster version.
+
+    Raises:
+        UnexpectedAnswer: It is none.
+    """
+    try:
+        return ClusterVersion.parse(text)
+    except ValueError as error:
+        raise UnexpectedAnswer(f"{source}: {error}") from None
 
 
 def parse_granted(answer: Answer) -> Lease:

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from raftkv.client.answers import ClusterView, Deleted, Found, Leader, Missing, Stored
+from raftkv.client.answers import ClusterView, Counted, Deleted, Found, Leader, Missing, StateCheckView, Stored
 from raftkv.client.client import (
     DEFAULT_ATTEMPT_TIMEOUT_SECONDS,
     DEFAULT_HOLD_SECONDS,
     DEFAULT_TIMEOUT_SECONDS,
     Client,
 )
+from raftkv.client.dispatch import DEFAULT_MAX_EVENT_BYTES
+from raftkv.client.failures import ImportedBatch
+from raftkv.client.imports import DEFAULT_BATCHES_AT_ONCE
 from raftkv.client.leases import HeldLease
 from raftkv.client.snapshots import TakenSnapshot
 from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.watch import Change
-from raftkv.operations import Compare, EventKind, Lease, LeaseTime, Operation, TransactionResult
+from raftkv.operations import (
+    MAX_OPERATIONS,
+    Compare,
+    EventKind,
+    Lease,
+    LeaseTime,
+    Operation,
+    PutOperation,
+    TransactionResult,
+)
 from raftkv.tls import TlsFiles
 from raftkv.types import Condition, Consistency, KeyValue, Revision
 
@@ -35,6 +47,7 @@ class BlockingClient:
         timeout_seconds: Time in which a request must be served by anybody.
         attempt_timeout_seconds: Time after which one node's silence ends a try.
         tls: Certificates for ``https://`` endpoints, None to trust whom the system trusts and show nothing.
+        max_event_bytes: Bytes that one event of a watch may have: all that one revision changed, in JSON and base64.
 
     Raises:
         InvalidRequest: An endpoint is malformed, or there is none.
@@ -48,8 +61,11 @@ class BlockingClient:
         attempt_timeout_seconds: float = DEFAULT_ATTEMPT_TIMEOUT_SECONDS,
         *,
         tls: TlsFiles | None = None,
+        max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
     ) -> None:
-        self._client = Client(endpoints, timeout_seconds, attempt_timeout_seconds, tls=tls)
+        self._client = Client(
+            endpoints, timeout_seconds, attempt_timeout_seconds, tls=tls, max_event_bytes=max_event_bytes
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
 
@@ -82,15 +98,35 @@ class BlockingClient:
         """Delete a key."""
         return self._wait(self._client.delete(key, condition, fence=fence))
 
-    def get(self, key: bytes, consistency: Consistency = Consistency.LINEARIZABLE) -> Found | Missing:
-        """Read a key."""
-        return self._wait(self._client.get(key, consistency))
+    def delete_prefix(self, prefix: bytes, *, fence: Fence | None = None) -> Deleted:
+        """Delete all keys with a prefix, in one revision."""
+        return self._wait(self._client.delete_prefix(prefix, fence=fence))
+
+    def get(
+        self,
+        key: bytes,
+        consistency: Consistency = Consistency.LINEARIZABLE,
+        *,
+        revision: Revision | None = None,
+    ) -> Found | Missing:
+        """Read a key, as it is or as it was at a revision."""
+        return self._wait(self._client.get(key, consistency, revision=revision))
+
+    def wait_for_change(
+        self, key: bytes, known: Revision, wait_seconds: float, consistency: Consistency = Consistency.LINEARIZABLE
+    ) -> Found | Missing | None:
+        """Wait until a key changes behind a revision; None when it does not within a time."""
+        return self._wait(self._client.wait_for_change(key, known, wait_seconds, consistency))
 
     def list(
         self, prefix: bytes = b"", *, keys_only: bool = False, consistency: Consistency = Consistency.LINEARIZABLE
     ) -> Iterator[KeyValue]:
         """Yield all keys with a prefix."""
         return self._iterate(self._client.list(prefix, keys_only=keys_only, consistency=consistency))
+
+    def count(self, prefix: bytes = b"", consistency: Consistency = Consistency.LINEARIZABLE) -> Counted:
+        """Count the keys with a prefix."""
+        return self._wait(self._client.count(prefix, consistency))
 
     def transact(
         self,
@@ -110,6 +146,22 @@ class BlockingClient:
         """
         builder = self._client.transaction(fence=fence)
         return self._wait(builder.when(*when).then(*then).otherwise(*otherwise).commit())
+
+    def import_items(
+        self,
+        items: Iterable[PutOperation],
+        *,
+        skip: int = 0,
+        batches_at_once: int = DEFAULT_BATCHES_AT_ONCE,
+        batch_items: int = MAX_OPERATIONS,
+        fence: Fence | None = None,
+    ) -> Iterator[ImportedBatch]:
+        """Write any number of keys, and yield what was written, batch by batch and in order."""
+        return self._iterate(
+            self._client.import_items(
+                items, skip=skip, batches_at_once=batches_at_once, batch_items=batch_items, fence=fence
+            )
+        )
 
     def compact(self, revision: Revision) -> None:
         """Forget the history below a revision."""
@@ -189,6 +241,10 @@ class BlockingClient:
     def cluster(self) -> ClusterView:
         """Describe the cluster as the node that answers sees it."""
         return self._wait(self._client.cluster())
+
+    def check_states(self) -> StateCheckView:
+        """Let the leader compare the stores of all members at one index."""
+        return self._wait(self._client.check_states())
 
     def _wait(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,13 +16,16 @@ import orjson
 from raftkv.client.answers import (
     Answer,
     ClusterView,
+    Counted,
     Deleted,
     Found,
     Leader,
     Missing,
+    StateCheckView,
     Stored,
     document_of,
     parse_cluster,
+    parse_count,
     parse_deleted,
     parse_found,
     parse_granted,
@@ -31,12 +34,15 @@ from raftkv.client.answers import (
     parse_lease_time,
     parse_missing,
     parse_page,
+    parse_state_check,
     parse_stored,
     parse_token,
 )
-from raftkv.client.dispatch import Dispatcher, Request
-from raftkv.client.failures import NotAcquired
+from raftkv.client.dispatch import DEFAULT_MAX_EVENT_BYTES, Dispatcher, Request
+from raftkv.client.failures import ImportedBatch, NotAcquired, Unreachable
+from raftkv.client.imports import DEFAULT_BATCHES_AT_ONCE, Importer
 from raftkv.client.leases import HeldLease, end_lease, kept_alive
+from raftkv.client.maintenance import MaintenanceClient
 from raftkv.client.members import MembersClient
 from raftkv.client.snapshots import TakenSnapshot, parse_taken_snapshot
 from raftkv.client.targets import (
@@ -53,9 +59,17 @@ from raftkv.client.turns import Fence, HeldLock, Leadership
 from raftkv.client.txn import TransactionBuilder
 from raftkv.client.watch import Change, observe_leaders, watch_changes, watch_parameters
 from raftkv.errors import InvalidRequest
-from raftkv.operations import EventKind, Lease, LeaseTime, Transaction, TransactionResult
+from raftkv.operations import (
+    MAX_OPERATIONS,
+    EventKind,
+    Lease,
+    LeaseTime,
+    PutOperation,
+    Transaction,
+    TransactionResult,
+)
 from raftkv.tls import TlsFiles, dialling_context
-from raftkv.types import Condition, Consistency, KeyRange, KeyValue, Revision
+from raftkv.types import BackupReport, Condition, Consistency, KeyRange, KeyValue, Revision
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 DEFAULT_ATTEMPT_TIMEOUT_SECONDS = 6.0
@@ -67,7 +81,11 @@ DEFAULT_HOLD_SECONDS = 10
 """Of locks and leaderships: so long they outlive a holder that dies."""
 
 _LONGEST_WAIT_SECONDS = 600.0
+_LONGEST_POLL_SECONDS = 60.0
+"""A node that dies without a word is noticed some seconds later at the latest."""
+
 _LONGEST_COPY_SECONDS = 120.0
+_LONGEST_CHECK_SECONDS = 600.0
 _IDEMPOTENCY_BYTES = 16
 
 
@@ -79,6 +97,7 @@ class Client:
         timeout_seconds: Time in which a request must be served by anybody.
         attempt_timeout_seconds: Time after which one node's silence ends a try.
         tls: Certificates for ``https://`` endpoints, None to trust whom the system trusts and show nothing.
+        max_event_bytes: Bytes that one event of a watch may have: all that one revision changed, in JSON and base64.
 
     Raises:
         InvalidRequest: An endpoint is malformed, or there is none.
@@ -86,6 +105,7 @@ class Client:
 
     Attributes:
         members: Who belongs to the cluster, and changes of that.
+        maintenance: The status of nodes, alarms, and the move of the leadership.
     """
 
     def __init__(
@@ -95,10 +115,14 @@ class Client:
         attempt_timeout_seconds: float = DEFAULT_ATTEMPT_TIMEOUT_SECONDS,
         *,
         tls: TlsFiles | None = None,
+        max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
     ) -> None:
         context = None if tls is None else dialling_context(tls.authority, tls.certificate, tls.key)
-        self._dispatcher = Dispatcher(list(endpoints), timeout_seconds, attempt_timeout_seconds, tls=context)
+        self._dispatcher = Dispatcher(
+            list(endpoints), timeout_seconds, attempt_timeout_seconds, tls=context, max_event_bytes=max_event_bytes
+        )
         self.members = MembersClient(self._dispatcher)
+        self.maintenance = MaintenanceClient(self._dispatcher)
 
     async def __aenter__(self) -> Self:
         await self._dispatcher.open()
@@ -130,7 +154,7 @@ class Client:
         Raises:
             ConditionNotMet: The condition did not hold; nothing was written.
             FenceLost: The lock has moved on; nothing was written.
-            NotApplied: It was refused, or nobody served it in time; nothing was written.
+            NotApplied: It was refused, or no node served it in time; nothing was written.
             UnknownOutcome: It may have been written, or may yet be.
         """
         check_value(value)
@@ -148,10 +172,28 @@ class Client:
         Raises:
             ConditionNotMet: The condition did not hold; nothing was deleted.
             FenceLost: The lock has moved on; nothing was deleted.
-            NotApplied: It was refused, or nobody served it in time; nothing was deleted.
+            NotApplied: It was refused, or no node served it in time; nothing was deleted.
             UnknownOutcome: It may have been deleted, or may yet be.
         """
         return parse_deleted(await self._write("DELETE", key_path(key), None, _condition_headers(condition), fence))
+
+    async def delete_prefix(self, prefix: bytes, *, fence: Fence | None = None) -> Deleted:
+        """Delete all keys with a prefix, however many, in one revision.
+
+        A hundred thousand keys take several seconds, for which the client's timeout should have room.
+
+        Args:
+            prefix: What the keys begin with. Not empty: a transaction deletes everything, if that is meant.
+            fence: The lock that this client believes to hold.
+
+        Raises:
+            InvalidRequest: The prefix is empty.
+            FenceLost: The lock has moved on; nothing was deleted.
+            NotApplied: It was refused, or no node served it in time; nothing was deleted.
+            UnknownOutcome: They may have been deleted, or may yet be.
+        """
+        target = "/v1/kv" + query_string({"prefix": base64_text(prefix), "encoding": "base64"})
+        return parse_deleted(await self._write("DELETE", target, None, {}, fence))
 
     def transaction(self, *, fence: Fence | None = None) -> TransactionBuilder:
         """Begin a transaction; see ``raftkv.client.txn``.
@@ -165,6 +207,44 @@ class Client:
             return parse_transaction_answer(await self._write("POST", "/v1/txn", body, {}, fence))
 
         return TransactionBuilder(commit)
+
+    async def import_items(
+        self,
+        items: Iterable[PutOperation] | AsyncIterable[PutOperation],
+        *,
+        skip: int = 0,
+        batches_at_once: int = DEFAULT_BATCHES_AT_ONCE,
+        batch_items: int = MAX_OPERATIONS,
+        fence: Fence | None = None,
+    ) -> AsyncGenerator[ImportedBatch, None]:
+        """Write any number of keys, and yield what was written, batch by batch and in order.
+
+        Each batch is a transaction: all of it is written, in one revision, or nothing. The whole is not atomic. A batch
+        without an answer is sent again, and written once all the same. Of two items of one key the later one wins.
+
+        Args:
+            items: The items, made with ``txn.put``; they are taken as they are needed.
+            skip: Items at their beginning to leave out, such as the ``position`` at which an import stopped.
+            batches_at_once: Batches under way at the same time; with 1 nothing is under way behind a batch that fails.
+            batch_items: Most items of a batch, 1 to 128.
+            fence: The lock that this client believes to hold.
+
+        Raises:
+            ImportStopped: A batch was not written, or may not have been, or ``items`` raised an exception. Nothing is
+                under way any more, and it says what was written.
+            InvalidRequest: A number is out of its bounds.
+        """
+
+        async def commit(operations: Sequence[PutOperation]) -> Revision:
+            item, *others = operations
+            if not others and item.value is not None and item.lease is not None:
+                # A transaction with one of the largest values has no room for the key.
+                return (await self.put(item.key, item.value, lease=item.lease, fence=fence)).revision
+            return (await self.transaction(fence=fence).then(*operations).commit()).revision
+
+        async with aclosing(Importer(commit, batches_at_once, batch_items).run(items, skip)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def transact_json(self, body: bytes) -> tuple[bytes, bool]:
         """Carry out a transaction in the JSON form of ``POST /v1/txn``; return its answer, and whether it succeeded.
@@ -182,20 +262,75 @@ class Client:
 
         Raises:
             RevisionCompacted: It was compacted before.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have been compacted, or may yet be.
         """
         await self._write("POST", "/v1/compaction", orjson.dumps({"revision": revision}))
 
-    async def get(self, key: bytes, consistency: Consistency = Consistency.LINEARIZABLE) -> Found | Missing:
+    async def get(
+        self,
+        key: bytes,
+        consistency: Consistency = Consistency.LINEARIZABLE,
+        *,
+        revision: Revision | None = None,
+    ) -> Found | Missing:
         """Read a key.
 
+        Args:
+            key: The key.
+            consistency: What the read promises.
+            revision: The revision at which to read it, None for now.
+
         Raises:
-            NotApplied: It was refused, or nobody served it in time.
+            RevisionCompacted: History at that revision was compacted.
+            RevisionInFuture: The store has not reached that revision.
+            NotApplied: It was refused, or no node served it in time.
         """
-        target = key_path(key) + query_string(_consistency(consistency))
-        answer = await self._dispatcher.send(Request("GET", target, is_read=True))
-        return parse_missing(answer) if answer.status == 404 else parse_found(key, answer)
+        past = {} if revision is None else {"revision": str(revision)}
+        target = key_path(key) + query_string({**past, **_consistency(consistency)})
+        return _parse_read(key, await self._dispatcher.send(Request("GET", target, is_read=True)))
+
+    async def wait_for_change(
+        self, key: bytes, known: Revision, wait_seconds: float, consistency: Consistency = Consistency.LINEARIZABLE
+    ) -> Found | Missing | None:
+        """Wait until a key is written or deleted behind a revision; return it as it is then.
+
+        A caller that goes on with the ``revision`` of the result misses no change, but sees only the last of several
+        that come together; ``watch`` yields them all.
+
+        Args:
+            key: The key.
+            known: The revision, such as that of the read before.
+            wait_seconds: Time after which there is no more waiting.
+            consistency: What the read promises.
+
+        Returns:
+            The key, None when it did not change in that time.
+
+        Raises:
+            RevisionInFuture: The cluster has not reached the revision: it may be of another cluster.
+            NotApplied: It was refused, or no node served it in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
+        while True:
+            left = max(0.0, deadline - loop.time())
+            wait = min(left, _LONGEST_POLL_SECONDS)
+            try:
+                answer = await self._wait_for_change(key, known, wait, consistency)
+            except Unreachable:
+                # A node may have died late in its wait, and have left no other the time for one as long.
+                answer = await self._wait_for_change(key, known, 0.0, consistency)
+            if answer.headers.get("X-Raftkv-Changed") != "false":
+                return _parse_read(key, answer)
+            known = max(known, _parse_read(key, answer).revision)
+            if loop.time() >= deadline:
+                return None
+
+    async def _wait_for_change(self, key: bytes, known: Revision, wait: float, consistency: Consistency) -> Answer:
+        parameters = {"index": str(known), "wait": f"{wait:.3f}", **_consistency(consistency)}
+        target = key_path(key) + query_string(parameters)
+        return await self._dispatcher.send(Request("GET", target, is_read=True, wait_seconds=wait))
 
     async def list_page(
         self,
@@ -216,7 +351,7 @@ class Client:
             consistency: What the read promises.
 
         Raises:
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
         """
         parameters = {
             "prefix": base64_text(prefix),
@@ -241,7 +376,7 @@ class Client:
         Each page is read at a revision of its own: a key that is written meanwhile may be seen as it was or as it is.
 
         Raises:
-            NotApplied: A page was refused, or nobody served it in time.
+            NotApplied: A page was refused, or no node served it in time.
         """
         start: bytes | None = b""
         while start is not None:
@@ -249,6 +384,25 @@ class Client:
             for item in page.items:
                 yield item
             start = page.next_key
+
+    async def count(self, prefix: bytes = b"", consistency: Consistency = Consistency.LINEARIZABLE) -> Counted:
+        """Count the keys with a prefix, without reading them.
+
+        Args:
+            prefix: What the keys begin with; empty for all keys.
+            consistency: What the read promises.
+
+        Raises:
+            NotApplied: It was refused, or no node served it in time.
+        """
+        parameters = {
+            "prefix": base64_text(prefix),
+            "encoding": "base64",
+            "count_only": "true",
+            **_consistency(consistency),
+        }
+        request = Request("GET", "/v1/kv" + query_string(parameters), is_read=True)
+        return parse_count(await self._dispatcher.send(request))
 
     async def watch(
         self,
@@ -269,9 +423,11 @@ class Client:
             ignored: A kind of events to leave out.
 
         Raises:
-            RevisionCompacted: History below what comes next was compacted.
+            RevisionCompacted: History below what comes next was compacted, or the cluster was restored from a backup.
+            ClusterChanged: Another cluster answers than the one that the watch began with.
+            EventTooLarge: A revision has more than ``max_event_bytes``.
             InvalidRequest: Not exactly one of key and prefix is given.
-            NotApplied: Nobody could be reached in time.
+            NotApplied: No node could be reached in time.
         """
         selection = {name: url_text(given) for name, given in (("key", key), ("prefix", prefix)) if given is not None}
         if len(selection) != 1:
@@ -291,7 +447,7 @@ class Client:
 
         Raises:
             LeaseExists: There is one of this number.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have been made, or may yet be.
         """
         document = {"ttl_seconds": seconds, **({"id": lease_id} if lease_id else {})}
@@ -306,7 +462,7 @@ class Client:
 
         Raises:
             LeaseNotFound: There is none.
-            NotApplied: Nobody served it in time.
+            NotApplied: No node served it in time.
         """
         path = f"/v1/leases/{lease_id}"
         request = Request("PUT", path, is_repeatable=True, attempt_seconds=attempt_seconds)
@@ -317,7 +473,7 @@ class Client:
 
         Raises:
             LeaseNotFound: There is none.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have been ended, or may yet be.
         """
         await self._write("DELETE", f"/v1/leases/{lease_id}", None)
@@ -327,7 +483,7 @@ class Client:
 
         Raises:
             LeaseNotFound: There is none.
-            NotApplied: Nobody served it in time.
+            NotApplied: No node served it in time.
         """
         target = f"/v1/leases/{lease_id}?keys=true&encoding=base64"
         return parse_lease_time(await self._dispatcher.send(Request("GET", target, is_read=True)))
@@ -336,7 +492,7 @@ class Client:
         """Return the numbers of all leases, the one that ends soonest first.
 
         Raises:
-            NotApplied: Nobody served it in time.
+            NotApplied: No node served it in time.
         """
         return parse_lease_ids(await self._dispatcher.send(Request("GET", "/v1/leases", is_read=True)))
 
@@ -368,7 +524,7 @@ class Client:
 
         Raises:
             LeaseNotFound: There is none.
-            NotApplied: Nobody served it in time.
+            NotApplied: No node served it in time.
         """
         began = time.monotonic()
         lease = HeldLease(Lease(lease_id, await self.keep_lease_alive(lease_id)), began)
@@ -388,7 +544,7 @@ class Client:
 
         Raises:
             NotAcquired: Somebody else held it all the time.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
         """
         async with self.lease(seconds) as lease:
             token = await self._enter(lock_path(name), lease, wait_seconds, {})
@@ -408,7 +564,7 @@ class Client:
 
         Raises:
             NotAcquired: Somebody else led all the time.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
         """
         path = election_path(name)
         async with self.lease(seconds) as lease:
@@ -425,7 +581,7 @@ class Client:
         """Return who leads an election, None when nobody does.
 
         Raises:
-            NotApplied: Nobody served it in time.
+            NotApplied: No node served it in time.
         """
         request = Request("GET", election_path(name) + "?encoding=base64", is_read=True)
         answer = await self._dispatcher.send(request)
@@ -435,7 +591,7 @@ class Client:
         """Yield who leads an election, now and each time that another leads or the leader proclaims something new.
 
         Raises:
-            NotApplied: Nobody could be reached in time.
+            NotApplied: No node could be reached in time.
         """
         async for leader in observe_leaders(self._dispatcher, election_path(name) + "?observe=true&encoding=base64"):
             yield leader
@@ -450,7 +606,7 @@ class Client:
             consistency: ``STALE`` for what the node has, without a majority.
 
         Raises:
-            NotApplied: It was refused, nobody served it in time, or it broke off.
+            NotApplied: It was refused, no node served it in time, or it broke off.
         """
         target = "/v1/snapshot" + query_string(_consistency(consistency))
         # Nothing is sent before the node has made its copy.
@@ -458,11 +614,32 @@ class Client:
         async with self._dispatcher.download(request, _LONGEST_COPY_SECONDS) as download:
             yield download
 
+    async def report_backup(self, report: BackupReport | None) -> None:
+        """Report a stored backup, or a failed attempt, to the node that answers, for its metrics.
+
+        Args:
+            report: The stored backup, None when none could be stored.
+
+        Raises:
+            NotApplied: It was refused, or no node served it in time.
+            UnknownOutcome: The node was lost while it noted it.
+        """
+        document: dict[str, object] = {"outcome": "failed"}
+        if report is not None:
+            document = {
+                "outcome": "stored",
+                "revision": report.revision,
+                "bytes": report.size,
+                "kept": report.kept,
+                "volume_too_small": report.volume_too_small,
+            }
+        await self._dispatcher.send(Request("POST", "/v1/backups", orjson.dumps(document)))
+
     async def take_snapshot(self) -> TakenSnapshot:
         """Let the node that answers take a snapshot of itself, and compact its journal behind it.
 
         Raises:
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: The node was lost while it took one.
         """
         request = Request("POST", "/v1/snapshot", is_repeatable=True, wait_seconds=_LONGEST_COPY_SECONDS)
@@ -472,9 +649,19 @@ class Client:
         """Describe the cluster as the node that answers sees it.
 
         Raises:
-            NotApplied: Nobody answered in time.
+            NotApplied: No node answered in time.
         """
         return parse_cluster(await self._dispatcher.send(Request("GET", "/v1/cluster", is_read=True)))
+
+    async def check_states(self) -> StateCheckView:
+        """Let the leader compare the stores of all members at one index.
+
+        Raises:
+            NotApplied: It was refused, or no node served it in time.
+            UnknownOutcome: The leader was lost meanwhile.
+        """
+        request = Request("POST", "/v1/cluster/check", is_repeatable=True, wait_seconds=_LONGEST_CHECK_SECONDS)
+        return parse_state_check(await self._dispatcher.send(request))
 
     async def _write(
         self,
@@ -514,6 +701,10 @@ def _condition_headers(condition: Condition | None) -> dict[str, str]:
     if condition.mod_revision == 0:
         return {"If-None-Match": "*"}
     return {"If-Match": f'"{condition.mod_revision}"'}
+
+
+def _parse_read(key: bytes, answer: Answer) -> Found | Missing:
+    return parse_missing(answer) if answer.status == 404 else parse_found(key, answer)
 
 
 def _consistency(consistency: Consistency) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from raftkv import errors
 from raftkv.errors import NotApplied, RaftkvError, UnknownOutcome
@@ -33,6 +34,54 @@ class NotAcquired(NotApplied):
     """Somebody else held the lock, or led, for as long as this client was ready to wait."""
 
 
+class ClusterChanged(NotApplied):
+    """A watch was to be resumed, and another cluster answers, such as one restored from a backup.
+
+    Revisions of one cluster mean nothing in another: read what is watched again, and begin a new watch.
+    """
+
+
+class EventTooLarge(NotApplied):
+    """One event of a stream has more bytes than this client reads (``max_event_bytes``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedBatch:
+    """Items of an import that were written together, or not.
+
+    Attributes:
+        first: Number of the first one among all items, from 0.
+        count: How many they are.
+        revision: The store's revision after they were written; None when they were not, or may not have been.
+        error: Why; ``NotApplied`` when none of them was written, ``UnknownOutcome`` when all of them may have been.
+    """
+
+    first: int
+    count: int
+    revision: Revision | None
+    error: RaftkvError | None = None
+
+
+class ImportStopped(RaftkvError):
+    """An import did not get to its end. What was written before stays written.
+
+    Attributes:
+        position: All items before this number are written; begin again with it as ``skip``.
+        batches: What was under way from there on, each with its outcome: some of it may have been written. To write it
+            again does no harm, if no other client writes these keys.
+    """
+
+    def __init__(self, cause: Exception, position: int, batches: tuple[ImportedBatch, ...]) -> None:
+        super().__init__(f"{cause or type(cause).__name__} (the {position} items before are written)")
+        self.position = position
+        self.batches = batches
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the outcome of any batch is unknown."""
+        return any(isinstance(batch.error, UnknownOutcome) for batch in self.batches)
+
+
 class LeaseLost(NotApplied):
     """A lease that was to be kept alive has ended, or may have."""
 
@@ -42,6 +91,7 @@ class UnexpectedAnswer(UnknownOutcome):
 
 
 _FINAL: Mapping[str, type[RaftkvError]] = {
+    "cluster-version-too-low": errors.ClusterVersionTooLow,
     "duplicate-key": errors.InvalidRequest,
     "fence-lost": errors.FenceLost,
     "idempotency-key-reused": errors.IdempotencyKeyReused,
@@ -51,9 +101,9 @@ _FINAL: Mapping[str, type[RaftkvError]] = {
     "member-change-refused": errors.MemberChangeRefused,
     "member-exists": errors.MemberExists,
     "member-not-found": errors.MemberMissing,
+    "member-unreachable": errors.MemberUnreachable,
     "not-acquired": NotAcquired,
     "not-held": errors.NotHeld,
-    "not-text": errors.InvalidRequest,
     "revision-compacted": errors.RevisionCompacted,
     "revision-in-future": errors.RevisionInFuture,
     "space-exceeded": errors.SpaceExceeded,

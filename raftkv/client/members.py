@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import orjson
 
-from raftkv.client.answers import Answer, Document, document_of
+from raftkv.client.answers import Answer, Document, document_of, parse_version
 from raftkv.client.dispatch import Dispatcher, Request
 from raftkv.client.failures import UnexpectedAnswer
 from raftkv.types import ClusterId, NodeId
+from raftkv.versions import ClusterVersion
 
 _PATH = "/v1/cluster/members"
 
@@ -43,12 +45,14 @@ class MemberList:
         answered_by: That node.
         initial_members: Names and addresses of the members that the cluster was bootstrapped with.
         members: The members, by name.
+        cluster_version: The cluster's version, as far as that node has applied.
     """
 
     cluster_id: ClusterId
     answered_by: NodeId
     initial_members: tuple[tuple[str, str], ...]
     members: tuple[KnownMember, ...]
+    cluster_version: ClusterVersion
 
     def named(self, name: str) -> KnownMember | None:
         """Return the member of a name."""
@@ -74,7 +78,7 @@ class MembersClient:
 
         Raises:
             MemberExists: There is a member of that name or at that address.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have been added.
         """
         return _changed(await self._post("", {"name": name, "peer_address": peer_address}))
@@ -85,7 +89,7 @@ class MembersClient:
         Raises:
             MemberMissing: There is none of that name.
             MemberChangeRefused: The cluster would stop.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have been removed.
         """
         return parse_member_list(await self._dispatcher.send(Request("DELETE", f"{_PATH}/{quote(name, safe='')}")))
@@ -96,7 +100,7 @@ class MembersClient:
         Raises:
             MemberMissing: There is none of that name.
             MemberChangeRefused: It votes already, or is too far behind.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have happened.
         """
         return parse_member_list(await self._post(f"/{quote(name, safe='')}/promote", {}))
@@ -111,24 +115,31 @@ class MembersClient:
         Raises:
             MemberMissing: There is none of that name.
             MemberChangeRefused: The cluster would stop.
-            NotApplied: It was refused, or nobody served it in time.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have happened.
         """
         members = {} if peer_address is None else {"peer_address": peer_address}
         return _changed(await self._post(f"/{quote(name, safe='')}/replace", members))
 
-    async def move(self, name: str, peer_address: str) -> MemberList:
+    async def move(self, name: str, peer_address: str, *, force: bool = False) -> MemberList:
         """Tell the others that a member is reached elsewhere from now on.
+
+        Args:
+            name: The member.
+            peer_address: ``HOST:PORT`` of its Raft listener from now on.
+            force: Whether it need not answer there yet. At a wrong address the others lose it.
 
         Raises:
             MemberMissing: There is none of that name.
             MemberExists: Another is at that address.
-            NotApplied: It was refused, or nobody served it in time.
+            MemberUnreachable: This member does not answer there.
+            NotApplied: It was refused, or no node served it in time.
             UnknownOutcome: It may have happened.
         """
-        return parse_member_list(await self._post(f"/{quote(name, safe='')}/address", {"peer_address": peer_address}))
+        members = {"peer_address": peer_address} | ({"force": True} if force else {})
+        return parse_member_list(await self._post(f"/{quote(name, safe='')}/address", members))
 
-    async def _post(self, tail: str, members: dict[str, str]) -> Answer:
+    async def _post(self, tail: str, members: Mapping[str, str | bool]) -> Answer:
         return await self._dispatcher.send(Request("POST", _PATH + tail, orjson.dumps(members)))
 
 
@@ -141,6 +152,7 @@ def parse_member_list(answer: Answer) -> MemberList:
         NodeId(document.get("answered_by", str)),
         tuple(sorted(initial.items())),
         tuple(_member(member) for member in document.nested("members")),
+        parse_version(document.get("cluster_version", str), answer.source),
     )
 
 

@@ -11,7 +11,7 @@ import orjson
 
 from raftkv.client.answers import Document, Leader, parse_item, parse_leader
 from raftkv.client.dispatch import Dispatcher, Request, StreamBroken
-from raftkv.client.failures import UnexpectedAnswer, error_of_problem
+from raftkv.client.failures import ClusterChanged, UnexpectedAnswer, error_of_problem
 from raftkv.operations import Event, EventKind
 from raftkv.types import KeyValue, Revision
 
@@ -54,8 +54,9 @@ async def watch_changes(dispatcher: Dispatcher, parameters: str) -> AsyncIterato
         parameters: The query of the watch.
 
     Raises:
-        RevisionCompacted: What comes next was compacted while nobody could be reached.
-        NotApplied: Nobody could be reached in time.
+        RevisionCompacted: What comes next was compacted while no node could be reached.
+        ClusterChanged: Another cluster answers than the one that the watch began with.
+        NotApplied: No node could be reached in time.
     """
     async for document in _documents(dispatcher, "/v1/watch" + parameters, resumes=True):
         events = tuple(_event(event) for event in document.nested("events"))
@@ -70,7 +71,8 @@ async def observe_leaders(dispatcher: Dispatcher, target: str) -> AsyncIterator[
         target: Path and query.
 
     Raises:
-        NotApplied: Nobody could be reached in time.
+        ClusterChanged: Another cluster answers than the one that it began with.
+        NotApplied: No node could be reached in time.
     """
     told: Leader | None = None
     async for document in _documents(dispatcher, target, resumes=False):
@@ -83,16 +85,18 @@ async def observe_leaders(dispatcher: Dispatcher, target: str) -> AsyncIterator[
 async def _documents(dispatcher: Dispatcher, target: str, *, resumes: bool) -> AsyncIterator[Document]:
     """Yield the events of a stream, and of those that follow when it ends."""
     position: int | None = None
+    cluster_id: str | None = None
     while True:
         headers = {"Last-Event-ID": str(position)} if resumes and position is not None else {}
         try:
-            async with dispatcher.stream(Request("GET", target, headers=headers, is_read=True), SILENCE_SECONDS) as (
-                lines,
-                source,
-            ):
-                async for message in server_sent_events(lines):
+            request = Request("GET", target, headers=headers, is_read=True)
+            async with dispatcher.stream(request, SILENCE_SECONDS) as stream:
+                if cluster_id not in (None, stream.cluster_id):
+                    raise ClusterChanged(f"{stream.source} is of cluster {stream.cluster_id}, not of {cluster_id}")
+                cluster_id = stream.cluster_id
+                async for message in server_sent_events(stream.lines):
                     if message.data is not None:
-                        yield _document(message, source)
+                        yield _document(message, stream.source)
                     # Only after the caller has it: what it never saw comes again.
                     position = position if message.id is None else message.id
         except (_Interrupted, StreamBroken):
@@ -111,31 +115,31 @@ class Message:
 
     id: int | None = None
     kind: str = ""
-    data: str | None = None
+    data: bytes | None = None
 
 
 async def server_sent_events(lines: AsyncIterator[bytes]) -> AsyncIterator[Message]:
     """Yield the blocks of a stream of server-sent events (WHATWG HTML, section 9.2)."""
     message = Message()
     async for line in lines:
-        text = line.decode().rstrip("\r\n")
+        text = line.rstrip(b"\r\n")
         if not text:
             yield message
             message = Message()
             continue
-        name, _, value = text.partition(":")
-        value = value.removeprefix(" ")
-        if name == "id" and value.isascii() and value.isdigit():
+        name, _, value = text.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"id" and value.isdigit():
             message.id = int(value)
-        elif name == "event":
-            message.kind = value
-        elif name == "data":
-            message.data = value if message.data is None else f"{message.data}\n{value}"
+        elif name == b"event":
+            message.kind = value.decode("utf-8", "replace")
+        elif name == b"data":
+            message.data = value if message.data is None else b"%b\n%b" % (message.data, value)
 
 
 def _document(message: Message, source: str) -> Document:
     try:
-        document = Document(orjson.loads(message.data or ""), source)
+        document = Document(orjson.loads(message.data or b""), source)
     except orjson.JSONDecodeError:
         raise UnexpectedAnswer(f"{source}: an event is not JSON") from None
     if message.kind == "error":

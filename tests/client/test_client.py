@@ -9,11 +9,14 @@ import pytest
 
 from raftkv import errors
 from raftkv.client import Client, ConditionNotMet, Found, Missing, UnexpectedAnswer, Unreachable
+from raftkv.client.dispatch import Dispatcher, _OutOfTime
 from raftkv.client.targets import key_path, parse_endpoints
 from raftkv.http import FrontEnd
+from raftkv.tls import listening_context
 from raftkv.types import Condition, Consistency, NodeId, Revision
 from tests.http.http_fakes import FakeClusterService, FakeKeyValueService
 from tests.http.http_store import services_of
+from tests.tls_files import TestAuthority
 
 
 class Server:
@@ -123,10 +126,37 @@ async def test_an_election_is_waited_out(servers):
         await election
 
 
-async def test_nobody_in_time_is_not_applied(servers):
+async def test_nobody_in_time_is_not_applied(servers, monkeypatch):
+    # Each try has seconds, which a busy machine cannot use up; what ends them is that the next pause is too long.
+    monkeypatch.setattr(Dispatcher, "_backoff", lambda _: iter([0.01, 0.01, 60.0]))
     servers[0].kv.failure = errors.NoLeader("none")
-    async with Client([servers[0].url], timeout_seconds=0.3) as client:
-        with pytest.raises(Unreachable, match=r"within 0\.3 s; last: .*none"):
+    async with Client([servers[0].url], timeout_seconds=8) as client:
+        with pytest.raises(Unreachable, match=r"within 8 s: .*none"):
+            await client.put(b"a", b"1")
+    assert len(servers[0].kv.safeguards) == 3
+
+
+async def test_no_further_try_begins_without_time_for_its_answer(servers, monkeypatch):
+    monkeypatch.setattr(Dispatcher, "_backoff", lambda _: iter([1.97, 60.0]))
+    servers[0].kv.failure = errors.NoLeader("none")
+    async with Client([servers[0].url], timeout_seconds=2) as client:
+        with pytest.raises(Unreachable, match=r"within 2 s: .*none"):
+            await client.put(b"a", b"1")
+    assert len(servers[0].kv.safeguards) == 1
+
+
+async def test_reason_of_last_refusal_survives_deadline(servers, monkeypatch):
+    async def late(*_arguments):
+        if servers[0].kv.safeguards:
+            raise _OutOfTime("the deadline passed")
+        return await exchange(*_arguments)
+
+    exchange = Dispatcher._exchange
+    monkeypatch.setattr(Dispatcher, "_exchange", late)
+    monkeypatch.setattr(Dispatcher, "_backoff", lambda _: iter([0.01, 60.0]))
+    servers[0].kv.failure = errors.NoLeader("none")
+    async with Client([servers[0].url], timeout_seconds=8) as client:
+        with pytest.raises(Unreachable, match=r"s: .*none"):
             await client.put(b"a", b"1")
 
 
@@ -222,10 +252,11 @@ async def test_an_answer_without_revisions_is_not_a_value(scripted, headers):
             await client.get(b"a")
 
 
-async def test_redirects_in_a_circle_end(servers):
+async def test_redirects_in_a_circle_end(servers, monkeypatch):
+    monkeypatch.setattr(Dispatcher, "_backoff", lambda _: iter([60.0]))
     for server in servers:
         server.kv.failure = errors.NotLeader(NodeId("n2"), servers[0].url)
-    async with Client([servers[1].url], timeout_seconds=0.3) as client:
+    async with Client([servers[1].url], timeout_seconds=8) as client:
         with pytest.raises(Unreachable, match="redirects"):
             await client.put(b"a", b"1")
 
@@ -248,3 +279,46 @@ def test_wrong_endpoints_are_refused(endpoint):
 def test_keys_become_paths_that_nothing_normalises():
     assert key_path(b"..") == "/v1/kv/%2E%2E"
     assert key_path(b"a/b c\xff") == "/v1/kv/a%2Fb%20c%FF"
+
+
+async def test_every_endpoint_is_named_with_its_cause(servers, monkeypatch):
+    monkeypatch.setattr(Dispatcher, "_backoff", lambda _: iter([60.0]))
+    servers[0].kv.failure = errors.Overloaded("too many writes wait")
+    servers[1].kv.failure = errors.NotLeader(NodeId("n9"), "http://127.0.0.1:9")
+    endpoints = ["http://127.0.0.1:9", servers[0].url, "http://no.such.host.invalid:1", servers[1].url]
+    async with Client(endpoints, timeout_seconds=8) as client:
+        with pytest.raises(Unreachable) as failed:
+            await client.put(b"a", b"1")
+    assert str(failed.value) == "no endpoint served the request within 8 s: " + "; ".join(
+        (
+            "http://127.0.0.1:9: Connection refused",
+            f"{servers[0].url}: too many writes wait",
+            "http://no.such.host.invalid:1: the host name no.such.host.invalid cannot be resolved",
+            f"{servers[1].url}: sent on to http://127.0.0.1:9: Connection refused",
+        )
+    )
+
+
+async def test_stream_names_every_endpoint_with_its_cause(servers, monkeypatch):
+    monkeypatch.setattr(Dispatcher, "_backoff", lambda _: iter([60.0]))
+    async with Client(["http://127.0.0.1:9", "http://127.0.0.1:10"], timeout_seconds=8) as client:
+        with pytest.raises(Unreachable, match=r"127.0.0.1:9: Connection refused; .*127.0.0.1:10: Connection refused"):
+            await anext(client.watch(key=b"a"))
+
+
+async def test_tls_to_a_plain_port_and_the_reverse_are_explained(servers, tmp_path):
+    async with Client([servers[0].url.replace("http:", "https:")], timeout_seconds=0.5) as client:
+        with pytest.raises(Unreachable, match="does not speak TLS; for plain HTTP the URL begins with http://"):
+            await client.get(b"a")
+    files = TestAuthority.create(tmp_path).certify("n1", "127.0.0.1")
+    server = await asyncio.start_server(
+        lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=listening_context(*files, None)
+    )
+    port = server.sockets[0].getsockname()[1]
+    async with Client([f"http://127.0.0.1:{port}"], timeout_seconds=0.5) as client:
+        with pytest.raises(Unreachable, match="if it speaks TLS, its URL begins with https://"):
+            await client.get(b"a")
+    async with Client([f"https://127.0.0.1:{port}"], timeout_seconds=0.5) as client:
+        with pytest.raises(Unreachable, match=r"its certificate is not accepted: .*self-signed|unable to get local"):
+            await client.get(b"a")
+    server.close()

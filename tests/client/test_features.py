@@ -10,7 +10,9 @@ from raftkv import errors
 from raftkv.client import (
     BlockingClient,
     Client,
+    ClusterChanged,
     ConditionNotMet,
+    EventTooLarge,
     Fence,
     Found,
     LeaseLost,
@@ -18,24 +20,20 @@ from raftkv.client import (
     Unreachable,
     txn,
 )
+from raftkv.client.dispatch import StreamBroken, split_lines
+from raftkv.client.failures import error_of_problem
 from raftkv.client.watch import Message, server_sent_events
+from raftkv.errors import ClusterVersionTooLow, NotApplied
 from raftkv.operations import EventKind, RangeResult, SortOrder, SortTarget
-from raftkv.types import Condition, Revision
+from raftkv.types import ClusterId, Condition, Revision
 from tests.http.http_store import InstantLog
 from tests.http.http_thread import ServerThread
 from tests.http.native import SECONDS, Node
 
 
-@pytest.fixture
-async def node():
-    async with Node() as running:
-        yield running
-
-
-@pytest.fixture
-async def client(node):
-    async with Client([node.url]) as connected:
-        yield connected
+async def exhaust(changes):
+    async for _change in changes:
+        pass
 
 
 async def soon(awaitable):
@@ -135,6 +133,18 @@ async def test_a_watch_goes_on_at_another_node_without_a_gap_or_a_repetition(nod
         assert seen == list(range(2, 8))
 
 
+async def test_watch_ends_with_error_when_another_cluster_answers(node):
+    async with Node(ClusterId("fedcba9876543210")) as other, Client([node.url, other.url]) as client:
+        for each in (node, other):
+            for number in range(6):
+                await each.put("k", str(number))
+        watching = client.watch(key=b"k", from_revision=Revision(2))
+        assert (await soon(anext(watching))).revision == 2
+        await node.front_end.stop(0)
+        with pytest.raises(ClusterChanged, match="is of cluster fedcba9876543210, not of 0123456789abcdef"):
+            await soon(exhaust(watching))
+
+
 async def test_a_watch_that_reaches_nobody_ends(node):
     async with Client([node.url], timeout_seconds=0.3) as client:
         watching = client.watch(key=b"k", from_revision=Revision(1))
@@ -154,9 +164,49 @@ async def test_server_sent_events_are_read_as_the_standard_says():
 
     assert [message async for message in server_sent_events(lines())] == [
         Message(5),
-        Message(6, "error", "a\nb"),
-        Message(None, "", ""),
+        Message(6, "error", b"a\nb"),
+        Message(None, "", b""),
     ]
+
+
+@pytest.mark.parametrize("size", [600_000, 1_500_000])
+async def test_a_watch_yields_revisions_of_any_size(node, client, size):
+    values = [bytes([number]) * (size // 4) for number in range(4)]
+    written = await client.transaction().then(*(txn.put(b"k%d" % n, v) for n, v in enumerate(values))).commit()
+    after = await client.put(b"k", b"small")
+    watching = client.watch(prefix=b"k", from_revision=Revision(2), wants_previous=True)
+    large = await soon(anext(watching))
+    assert large.revision == written.revision
+    assert [each.event.item.value for each in large.events] == values
+    assert (await soon(anext(watching))).revision == after.revision
+    await watching.aclose()
+
+
+async def test_a_watch_of_a_revision_beyond_the_bound_of_the_client_ends_with_an_error(node):
+    async with Client([node.url], max_event_bytes=10_000) as client:
+        first = await client.put(b"k", b"\xff" * 7_000)
+        await client.put(b"k", b"\xff" * 8_000)
+        watching = client.watch(key=b"k", from_revision=Revision(2))
+        assert (await soon(anext(watching))).revision == first.revision
+        with pytest.raises(EventTooLarge, match="an event has more than 10000 bytes, the most that this client reads"):
+            await soon(anext(watching))
+
+
+async def test_lines_are_split_wherever_pieces_end():
+    text = b"id: 1\n\ndata: " + b"x" * 50 + b"\n\n"
+
+    async def pieces(size):
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
+
+    for size in range(1, len(text) + 1):
+        lines = split_lines(pieces(size), 56, "here")
+        split = [await anext(lines) for _ in range(text.count(b"\n"))]
+        with pytest.raises(StreamBroken):
+            await anext(lines)
+        assert split == text.split(b"\n")[:-1]
+        with pytest.raises(EventTooLarge):
+            await exhaust(split_lines(pieces(size), 55, "here"))
 
 
 async def test_a_lease_is_kept_alive_and_ended(node, client):
@@ -248,12 +298,8 @@ async def test_conditions_and_idempotency_are_one_thing(client):
 
 
 def test_the_blocking_client_has_the_same_features():
-    server = ServerThread(log=InstantLog())
-    try:
-        with BlockingClient([server.url]) as client:
-            use_everything(client)
-    finally:
-        server.stop()
+    with ServerThread(log=InstantLog()) as server, BlockingClient([server.url]) as client:
+        use_everything(client)
 
 
 def use_everything(client: BlockingClient) -> None:
@@ -287,3 +333,9 @@ def use_everything(client: BlockingClient) -> None:
         assert client.leader(b"e").value == b"me again"
     assert client.leader(b"e") is None
     assert client.cluster().leader == "n1"
+
+
+def test_a_refusal_over_the_cluster_version_is_final_and_without_effect():
+    refused = error_of_problem("urn:raftkv:problem:cluster-version-too-low", "this needs cluster version 0.2")
+    assert isinstance(refused, ClusterVersionTooLow)
+    assert isinstance(refused, NotApplied)
