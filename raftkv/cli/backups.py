@@ -1,22 +1,22 @@
-"""``raftkv backup``: backups again and again, of which the newest are kept."""
+"""``raftkv backup``: backups on a schedule, of which the newest are kept."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
-from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
-from raftkv.cli.backup_places import BackupDirectory, BackupPlace, backup_place
-from raftkv.cli.endpoints import run_with_client, with_endpoints
+from raftkv.cli.backup_destinations import BackupDestination, destination_of
+from raftkv.cli.backup_run import BackupRun, TakenBackup
+from raftkv.cli.endpoints import new_client, run_with_client, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes
-from raftkv.cli.snapshots import save_backup
 from raftkv.client import Client
 from raftkv.errors import RaftkvError
-from raftkv.types import Consistency
+from raftkv.types import BackupReport
+
+_REPORT_SECONDS = 5.0
+"""A report is worth no longer wait: the backup is stored already, or is not."""
 
 _SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -45,28 +45,46 @@ class Duration(click.ParamType[float]):
     help="Where they go: a directory, or a bucket (needs the extra raftkv[s3]; settings as for the AWS tools).",
 )
 @click.option("--every", type=Duration(), default="30m", show_default=True, help="Time between backups.")
-@click.option("--keep", type=click.IntRange(min=1), default=48, show_default=True, help="Number of backups to keep.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=48,
+    show_default=True,
+    help="Number of backups of the cluster to keep. They need room for one more.",
+)
 @click.option("--once", is_flag=True, help="Take one backup, remove what is too old, and end.")
 @with_endpoints
 def backup(*, target: str, every: float, keep: int, once: bool, endpoints: str, timeout_seconds: float) -> None:
-    """Take a backup of the cluster now and then, and keep the newest.
+    """Take backups of the cluster on a schedule, and keep the newest.
 
-    Each is a file of its own, whole and checked before it appears: raftkv-20260102T030405Z-r17.snapshot is of revision
-    17. One that fails is reported, and the next is tried in time; nothing is removed then.
+    Each is one file, compressed with zstd, which appears when it is complete and checked:
+    CLUSTER-ID/raftkv-00000042-20260102T030405Z-r17.snapshot.zst is number 42 of its cluster, of revision 17. The number
+    decides which are the newest, and not the clock. Old ones are removed after a success. Where there is no room for
+    the next one, the oldest are removed first; the newest that checks stays in any case.
+
+    A failure is reported on standard error, and with --once by the exit code. Successes and failures are reported
+    to the members, which show them at /metrics (raftkv_backup_last_success_timestamp_seconds,
+    raftkv_backup_failures_total).
     """
     with failures_as_exit_codes():
-        place = backup_place(target)
+        destination = destination_of(target)
 
     async def run(client: Client) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
+        backups = BackupRun(client, destination, keep, click.echo)
         while True:
             try:
-                await _take(client, place, keep)
+                taken = await backups.take()
             except (RaftkvError, OSError) as error:
+                await _report(client, None)
                 if once:
                     raise
-                click.echo(f"raftkv: the backup failed: {error}", err=True)
+                _warn(f"the backup failed: {error}")
+            else:
+                _describe(taken, destination, keep)
+                report = BackupReport(taken.manifest.revision, taken.size, taken.kept, taken.lacks_room)
+                await _report(client, report)
             if once:
                 return
             # In step with the beginning, however long one takes; what was missed meanwhile is not caught up on.
@@ -80,17 +98,38 @@ async def _pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-async def _take(client: Client, place: BackupPlace, keep: int) -> None:
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    with tempfile.TemporaryDirectory(prefix="raftkv-backup-", dir=_staging(place)) as staging:
-        arriving = Path(staging) / "arriving"
-        manifest = await save_backup(client, arriving, Consistency.LINEARIZABLE)
-        where = await asyncio.to_thread(place.put, arriving, f"raftkv-{now}-r{manifest.revision}.snapshot")
-    click.echo(f"{where}: revision {manifest.revision}, {manifest.size} bytes")
-    for old in (await asyncio.to_thread(place.newest_first))[keep:]:
-        click.echo(f"{await asyncio.to_thread(place.remove, old)}: removed")
+async def _report(client: Client, report: BackupReport | None) -> None:
+    """Report a run, a failed one as None, to every member that can be reached; a lost report is no failure of the run.
+
+    The metrics of the members show when the last backup was stored.
+    """
+    try:
+        async with asyncio.timeout(_REPORT_SECONDS):
+            view = await client.cluster()
+    except (RaftkvError, TimeoutError) as error:
+        _warn(f"the members do not know of this run: {error}")
+        return
+    urls = {member.status.client_url for member in view.members if member.status is not None}
+    await asyncio.gather(*(_report_to(url, report) for url in urls if url is not None))
 
 
-def _staging(place: BackupPlace) -> Path | None:
-    """Return where a backup arrives: beside its place, where that is a directory, so that it can be moved there."""
-    return place.directory if isinstance(place, BackupDirectory) else None
+async def _report_to(url: str, report: BackupReport | None) -> None:
+    try:
+        async with new_client(url, _REPORT_SECONDS) as client:
+            await client.report_backup(report)
+    except RaftkvError as error:
+        _warn(f"{url} does not know of this run: {error}")
+
+
+def _describe(taken: TakenBackup, destination: BackupDestination, keep: int) -> None:
+    manifest = taken.manifest
+    click.echo(f"{taken.where}: revision {manifest.revision}, {taken.size} bytes of {manifest.size}")
+    if taken.lacks_room:
+        _warn(
+            f"{destination} has room for {taken.room_for} backups of this size, and --keep {keep} needs room for "
+            f"{keep + 1}: the oldest will be removed early"
+        )
+
+
+def _warn(text: str) -> None:
+    click.echo(f"raftkv: {text}", err=True)

@@ -64,11 +64,24 @@ def run_with_client(
 ) -> _Result:
     """Run a command's coroutine with a client, its errors as exit codes."""
     with failures_as_exit_codes():
-        try:
-            client = Client([endpoint.strip() for endpoint in endpoints.split(",")], timeout_seconds, tls=_tls_files())
-        except InvalidRequest as error:
-            raise ConfigurationError(f"--endpoints: {error}") from error
-        return asyncio.run(_use(client, use))
+        return asyncio.run(_use(new_client(endpoints, timeout_seconds), use))
+
+
+def new_client(endpoints: str, timeout_seconds: float) -> Client:
+    """Return a client of some endpoints, with the certificates that the command was given.
+
+    Raises:
+        ConfigurationError: An endpoint is malformed, or a file cannot be used.
+    """
+    try:
+        return Client(split_endpoints(endpoints), timeout_seconds, tls=_tls_files())
+    except InvalidRequest as error:
+        raise ConfigurationError(f"--endpoints: {error}") from error
+
+
+def split_endpoints(endpoints: str) -> list[str]:
+    """Return the URLs of ``--endpoints``, in its order."""
+    return [endpoint.strip() for endpoint in endpoints.split(",")]
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:

@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import click
 
+from raftkv.client import ImportStopped
 from raftkv.errors import ConfigurationError, RaftkvError, UnknownOutcome
 
 NOT_DONE = 1
@@ -33,26 +34,36 @@ class NotDone(RaftkvError):
     """A command ended without having done what was asked."""
 
 
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
 @contextmanager
-def failures_as_exit_codes() -> Iterator[None]:
-    """Turn errors into a line on standard error and an exit code."""
+def failures_as_exit_codes(say: Callable[[str], None] = _say) -> Iterator[None]:
+    """Turn errors into a line on standard error and an exit code.
+
+    Args:
+        say: Prints the line.
+    """
     try:
         yield
     except ConfigurationError as error:
-        fail(str(error), WRONG_USAGE)
+        fail(str(error), WRONG_USAGE, say)
+    except ImportStopped as error:
+        fail(str(error), UNKNOWN_OUTCOME if error.is_unknown else NOT_DONE, say)
     except UnknownOutcome as error:
-        fail(f"{error} (the outcome is unknown: it may have been applied)", UNKNOWN_OUTCOME)
+        fail(f"{error} (the outcome is unknown: it may have been applied)", UNKNOWN_OUTCOME, say)
     except RaftkvError as error:
-        fail(str(error), NOT_DONE)
+        fail(str(error), NOT_DONE, say)
     except BrokenPipeError:
         # The reader of standard output has had enough, such as `head`; closing it again would complain.
         sys.stderr.close()
         sys.exit(NOT_DONE)
     except OSError as error:
-        fail(str(error), NOT_DONE)
+        fail(str(error), NOT_DONE, say)
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int, say: Callable[[str], None] = _say) -> NoReturn:
     """End the process with a message and a code."""
-    click.echo(f"raftkv: {message}", err=True)
+    say(f"raftkv: {message}")
     sys.exit(code)

@@ -8,12 +8,14 @@ import logging
 from raftkv.client import Client, MemberList, TlsFiles
 from raftkv.config import NodeConfig
 from raftkv.consensus.segments import recover
-from raftkv.errors import ConfigurationError, MemberExists, NotApplied, UnknownOutcome
-from raftkv.membership import MemberId
+from raftkv.errors import ConfigurationError, MemberExists, NotApplied, UnknownOutcome, UnsupportedVersion
+from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime.clock import RealRandomness
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory
 from raftkv.runtime.identity import Identity, give_up_directory, has_identity, read_identity, store_identity
+from raftkv.runtime.peer_proof import FindMembers
 from raftkv.types import Member, NodeId
+from raftkv.versions import SUPPORTED_VERSIONS, ClusterVersion
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,25 @@ async def join_if_new(config: NodeConfig) -> None:
             await _join(config, directory)
 
 
+def finder_of_members(config: NodeConfig) -> FindMembers | None:
+    """Return what asks the cluster to be joined for its members; None when none is named.
+
+    A member that has missed changes of the membership verifies members by that which it does not know yet.
+    """
+    if not config.joining.urls:
+        return None
+
+    async def find_members() -> list[ClusterMember]:
+        answers, _reasons = await _look(config)
+        return [
+            ClusterMember(MemberId(int(member.id, 16)), member.name, member.peer_address, is_voter=member.votes)
+            for answer in answers
+            for member in answer.members
+        ]
+
+    return find_members
+
+
 async def _join(config: NodeConfig, directory: RealDirectory) -> None:
     looks = 0
     while True:
@@ -51,9 +72,10 @@ async def _join(config: NodeConfig, directory: RealDirectory) -> None:
                 return
             give_up_directory(config.data_dir)
         if answers:
+            version = _checked_version(config, answers)
             identity = await _enter(config, answers)
             if identity is not None:
-                store_identity(directory, identity)
+                store_identity(directory, identity, version)
                 logger.info("joined cluster %s as member %016x", identity.cluster_id, identity.member_id)
                 return
         looks += 1
@@ -63,6 +85,19 @@ async def _join(config: NodeConfig, directory: RealDirectory) -> None:
         if not answers and looks % _LOOKS_BETWEEN_WORDS == 1:
             logger.info("waiting for the cluster to be joined: %s", "; ".join(reasons))
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _checked_version(config: NodeConfig, answers: list[MemberList]) -> ClusterVersion:
+    """Return the cluster's version; refuse to join before the cluster has a member that can never take part.
+
+    Raises:
+        UnsupportedVersion: This release does not support the cluster's version.
+    """
+    version = max(answer.cluster_version for answer in answers)
+    refusal = SUPPORTED_VERSIONS.refusal(config.name, version)
+    if refusal is not None:
+        raise UnsupportedVersion(refusal)
+    return version
 
 
 def _may_have_begun_in_vain(config: NodeConfig, directory: RealDirectory) -> bool:

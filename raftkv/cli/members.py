@@ -77,10 +77,19 @@ def replace(name: str, *, peer_address: str | None, endpoints: str, timeout_seco
 @member.command(epilog=EXIT_CODES_HELP)
 @click.argument("name")
 @click.argument("peer_address", metavar="HOST:PORT")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Do not check that NAME answers at HOST:PORT. If it never will, the cluster has lost this member's vote.",
+)
 @with_endpoints
-def move(name: str, peer_address: str, *, endpoints: str, timeout_seconds: float) -> None:
-    """Tell the others that the member NAME is reached at HOST:PORT from now on."""
-    run_with_client(endpoints, timeout_seconds, lambda client: client.members.move(name, peer_address))
+def move(name: str, peer_address: str, *, force: bool, endpoints: str, timeout_seconds: float) -> None:
+    """Tell the others that the member NAME is reached at HOST:PORT from now on.
+
+    Start it with that peer address first: the leader asks there for the member, and changes nothing if another node
+    answers, or none.
+    """
+    run_with_client(endpoints, timeout_seconds, lambda client: client.members.move(name, peer_address, force=force))
 
 
 def _print(known: KnownMember) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import os
 from pathlib import Path
 
 import click
 
 from raftkv.cli.failures import EXIT_CODES_HELP, NotDone, failures_as_exit_codes
+from raftkv.cli.new_members import named_members
 from raftkv.errors import ConfigurationError
 from raftkv.membership import Membership
 from raftkv.runtime.backup_files import restore_backup
 from raftkv.runtime.clock import RealRandomness
-from raftkv.runtime.disaster import membership_of, owner_of, reachable_voters, salvage
-from raftkv.runtime.exchange import exchange
-from raftkv.runtime.files import sync_directory
+from raftkv.runtime.disaster import (
+    Survivor,
+    finish_interrupted,
+    open_survivor,
+    reachable_voters,
+    replace_directory,
+)
 from raftkv.runtime.identity import Identity
-from raftkv.settings import parse_initial_cluster
-from raftkv.types import Member, NodeId
+from raftkv.runtime.set_aside import directory_beside
+from raftkv.types import ClusterId, Member
 
 
 @click.command(epilog=EXIT_CODES_HELP)
@@ -33,7 +38,7 @@ from raftkv.types import Member, NodeId
 @click.option(
     "--initial-cluster",
     metavar="NAME=HOST:PORT,…",
-    help="All members of the new cluster; without it, the surviving member alone.",
+    help="All members of the new cluster.  [default: what serve's variables say; without them, the survivor alone]",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def recover(*, is_forced: bool, data_dir: Path, initial_cluster: str | None, yes: bool) -> None:
@@ -47,48 +52,61 @@ def recover(*, is_forced: bool, data_dir: Path, initial_cluster: str | None, yes
     """
     assert is_forced, "the option is required"
     with failures_as_exit_codes():
-        identity = owner_of(data_dir)
-        membership = membership_of(data_dir)
-        _refuse_live_majority(identity, membership)
-        own = membership.with_id(identity.member_id)
-        if initial_cluster is not None:
-            members = parse_initial_cluster(initial_cluster)
-        elif own is not None:
-            members = (Member(own.name, own.peer_address),)
-        else:
-            raise ConfigurationError(
-                f"{identity.name} was removed from its cluster; say with --initial-cluster who is new"
-            )
-        names = ", ".join(member.name for member in members)
-        click.echo(f"{data_dir} is of member {identity.name} of cluster {identity.cluster_id}.")
-        if not yes:
-            click.confirm(
-                f"Make it the beginning of a new cluster of {names}, and end the old one for good?", abort=True
-            )
-        _recover(data_dir, identity.name, members)
+        aside = directory_beside(data_dir, "old")
+        if finish_interrupted(data_dir, aside):
+            click.echo(f"an earlier recovery was interrupted after its last step: {aside} is the old directory")
+            return
+        with open_survivor(data_dir) as survivor:
+            identity, membership = survivor.identity, survivor.membership
+            _refuse_live_majority(identity, membership)
+            own = membership.with_id(identity.member_id)
+            _, members = named_members(None, initial_cluster, os.environ)
+            if not members and own is not None:
+                members = (Member(own.name, own.peer_address),)
+            if not members:
+                raise ConfigurationError(
+                    f"{identity.name} was removed from its cluster; say with --initial-cluster who is new"
+                )
+            names = ", ".join(member.name for member in members)
+            click.echo(f"{data_dir} is of member {identity.name} of cluster {identity.cluster_id}.")
+            if not yes:
+                click.confirm(
+                    f"Make it the beginning of a new cluster of {names}, and end the old one for good?", abort=True
+                )
+            recover_into(survivor, data_dir, aside, members)
 
 
-def _recover(data_dir: Path, name: NodeId, members: tuple[Member, ...]) -> None:
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    backup = data_dir.with_name(f"{data_dir.name}-{moment}.snapshot")
-    manifest = salvage(data_dir, backup)
-    aside = data_dir.with_name(f"{data_dir.name}-{moment}.old")
-    fresh = data_dir.with_name(f"{data_dir.name}-{moment}.new")
-    cluster_id = restore_backup(backup, fresh, name, members, RealRandomness())
-    # In one step: a node that is started over a directory that is not there would begin a cluster with nothing.
-    exchange(data_dir, fresh)
-    fresh.rename(aside)
-    sync_directory(data_dir.parent)
+def recover_into(survivor: Survivor, data_dir: Path, aside: Path, members: tuple[Member, ...]) -> None:
+    """Replace a survivor's data directory by one of a new cluster, and say what is where.
+
+    Args:
+        survivor: The survivor.
+        data_dir: Its data directory.
+        aside: The name that the old directory gets.
+        members: All members of the new cluster.
+    """
+    backup = aside.with_suffix(".snapshot")
+    name = survivor.identity.name
+    manifest = survivor.write_backup(backup)
+    made: list[ClusterId] = []
+    replace_directory(
+        data_dir, aside, lambda path: made.append(restore_backup(backup, path, name, members, RealRandomness()))
+    )
     click.echo(f"{backup} has everything up to revision {manifest.revision}")
-    click.echo(f"{aside} is the old directory")
-    click.echo(f"{data_dir} is member {name} of the new cluster {cluster_id}")
+    click.echo(f"{aside} is the old directory, as it was")
+    click.echo(f"{data_dir} is member {name} of the new cluster {made[0]}")
 
 
 def _refuse_live_majority(identity: Identity, membership: Membership) -> None:
     live = reachable_voters(identity, membership)
-    majority = len(membership.voters) // 2 + 1
-    if len(live) >= majority:
+    own = membership.with_id(identity.member_id)
+    votes = len(live) + (own is not None and own.is_voter)
+    if live and votes >= len(membership.voters) // 2 + 1:
+        count = len(membership.voters)
         raise NotDone(
-            f"{', '.join(live)} can be reached, and are a majority of the {len(membership.voters)} members: "
+            f"{', '.join(live)} can be reached: with this member they are a majority of the {count} members, so "
+            "nothing is lost. Start this member again; or stop the others first, if you want a new cluster all the same"
+            if votes > len(live)
+            else f"{', '.join(live)} can be reached, and are a majority of the {count} members: "
             "what they have would be thrown away. Stop them first, if that is what you want"
         )

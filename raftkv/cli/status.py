@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
 from typing import Any
 
 import click
-import orjson
-from rich.console import Console
-from rich.table import Table
 
 from raftkv.cli.endpoints import run_with_client, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP, NotDone
+from raftkv.cli.tables import json_document, print_json, print_table, with_json
 from raftkv.client import Client, ClusterView, MemberView
 
 _COLUMNS = ("NAME", "ROLE", "TERM", "COMMIT", "APPLIED", "REVISION", "CLIENT URL", "PEER ADDRESS", "VERSION")
 
 
 @click.command(epilog=EXIT_CODES_HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@with_json
 @with_endpoints
 def status(*, as_json: bool, endpoints: str, timeout_seconds: float) -> None:
     """Print the cluster's members as the first endpoint that answers sees them.
@@ -30,7 +26,7 @@ def status(*, as_json: bool, endpoints: str, timeout_seconds: float) -> None:
     async def run(client: Client) -> None:
         view = await client.cluster()
         if as_json:
-            click.echo(orjson.dumps(asdict(view), option=orjson.OPT_INDENT_2))
+            print_json(json_document(view))
         else:
             _print_table(view)
         if view.leader is None:
@@ -41,15 +37,11 @@ def status(*, as_json: bool, endpoints: str, timeout_seconds: float) -> None:
 
 def _print_table(view: ClusterView) -> None:
     rows = [_row(member) for member in view.members]
-    click.echo(f"cluster {view.cluster_id}, term {view.term}, leader {view.leader or '-'}, seen by {view.answered_by}")
-    if not sys.stdout.isatty():
-        for row in (_COLUMNS, *rows):
-            click.echo("\t".join(row))
-        return
-    table = Table(*_COLUMNS)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    click.echo(
+        f"cluster {view.cluster_id} at version {view.cluster_version}, term {view.term}, "
+        f"leader {view.leader or '-'}, seen by {view.answered_by}"
+    )
+    print_table(_COLUMNS, rows)
 
 
 def _row(member: MemberView) -> tuple[str, ...]:

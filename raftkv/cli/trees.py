@@ -1,4 +1,4 @@
-"""``raftkv import`` and ``raftkv export``: a directory tree to keys and back."""
+"""``raftkv export``: keys to a directory tree."""
 
 from __future__ import annotations
 
@@ -16,54 +16,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raftkv.cli.endpoints import key_argument, run_with_client, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP, NotDone
-from raftkv.cli.tree_files import TreeFile, plan_export, scan_tree
+from raftkv.cli.tree_files import plan_export
 from raftkv.client import Client, Missing
-from raftkv.types import MAX_VALUE_BYTES
+from raftkv.ports import PRIVATE_DIRECTORY
 
 _Item = TypeVar("_Item")
-
-_concurrency = click.option(
-    "--concurrency",
-    type=click.IntRange(min=1, max=1024),
-    default=32,
-    show_default=True,
-    help="Requests under way at the same time.",
-)
-
-
-@click.command("import", epilog=EXIT_CODES_HELP)
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--prefix", default="", help="Put this before each path, literally: mind the slash.")
-@_concurrency
-@with_endpoints
-def import_tree(directory: Path, prefix: str, *, concurrency: int, endpoints: str, timeout_seconds: float) -> None:
-    """Write every file below DIRECTORY to the key PREFIX + its relative path.
-
-    Links and special files are skipped and counted. A write whose outcome is unknown is sent again, so an import
-    outlives the failure of nodes; import to a prefix that nobody else writes to. Sizes and names are checked before
-    the first write.
-    """
-
-    async def run(client: Client) -> None:
-        tree = scan_tree(directory, key_argument(prefix))
-
-        async def store(file: TreeFile) -> None:
-            value = await asyncio.to_thread(_read_value, file.path)
-            await client.put(file.key, value)
-
-        await _for_each(tree.files, store, concurrency, "import")
-        for path in tree.skipped:
-            click.echo(f"skipped {path}: not a regular file", err=True)
-        click.echo(f"{len(tree.files)} files imported")
-
-    run_with_client(endpoints, timeout_seconds, run)
 
 
 @click.command("export", epilog=EXIT_CODES_HELP)
 @click.argument("prefix")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Write into a directory that is not empty, over files of these names.")
-@_concurrency
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1, max=1024),
+    default=32,
+    show_default=True,
+    help="Requests under way at the same time.",
+)
 @with_endpoints
 def export_tree(
     prefix: str, directory: Path, *, overwrite: bool, concurrency: int, endpoints: str, timeout_seconds: float
@@ -71,7 +41,7 @@ def export_tree(
     """Write every key that begins with PREFIX to a file below DIRECTORY, named by the rest of the key.
 
     Keys that are no safe paths are refused before the first file is written. Each file appears complete or not
-    at all.
+    at all. Files and directories that are made are readable by their owner alone.
     """
 
     async def run(client: Client) -> None:
@@ -86,7 +56,7 @@ def export_tree(
                 raise NotDone(f"the key {key!r} was deleted during the export")
             await asyncio.to_thread(_write_file, plan[key], found.item.value)
 
-        directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
+        _make_private(directory)
         await _for_each(plan, fetch, concurrency, "export")
         click.echo(f"{len(plan)} files exported")
 
@@ -98,12 +68,12 @@ async def _for_each(
 ) -> None:
     """Handle all items, a few at a time; the first error ends it, with what is under way cancelled."""
     pending = list(reversed(list(items)))
-    async with _progress(label, len(pending)) as advance:
+    async with progress_bar(label, len(pending)) as advance:
 
         async def work() -> None:
             while pending:
                 await handle(pending.pop())
-                advance()
+                advance(1)
 
         try:
             async with asyncio.TaskGroup() as workers:
@@ -114,37 +84,44 @@ async def _for_each(
 
 
 @asynccontextmanager
-async def _progress(label: str, total: int) -> AsyncIterator[Callable[[], None]]:
+async def progress_bar(label: str, total: int | None) -> AsyncIterator[Callable[[int], None]]:
+    """Show how far a command is while the context lasts, on a terminal.
+
+    Args:
+        label: What it does.
+        total: Items that there are, None when their number is not known.
+
+    Returns:
+        What to call with the number of items that are done since.
+    """
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda _count: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda: progress.advance(task)
-
-
-def _read_value(path: Path) -> bytes:
-    with path.open("rb") as file:
-        value = file.read(MAX_VALUE_BYTES + 1)
-    if len(value) > MAX_VALUE_BYTES:
-        raise NotDone(f"{path} has grown beyond the {MAX_VALUE_BYTES} bytes of a value since the import began")
-    return value
+        yield lambda count: progress.advance(task, count)
 
 
 def _write_file(path: Path, value: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_private(path.parent)
+    # A temporary file is its owner's alone, and so stays the exported one.
     with NamedTemporaryFile(dir=path.parent, prefix=".raftkv-", delete=False) as file:
         partial = Path(file.name)
         try:
             file.write(value)
             file.flush()
-            # A temporary file is private; an exported one is as readable as the directory's owner makes files.
-            partial.chmod(0o644)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory and its parents where they are missing, for their owner alone."""
+    if not directory.exists():
+        _make_private(directory.parent)
+        directory.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
 
 
 def _require_usable(directory: Path, *, overwrite: bool) -> None:

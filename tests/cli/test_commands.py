@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import re
 
 import orjson
 import pytest
-from click.testing import CliRunner
 
 from raftkv import __version__, errors
-from raftkv.cli.main import raftkv
 from raftkv.settings import SETTINGS
 from raftkv.types import MAX_VALUE_BYTES, NodeId
+from tests.cli.test_imports import make_tree
 from tests.http.http_thread import ServerThread
 
 
 @pytest.fixture
 def server():
-    running = ServerThread()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def run(server):
-    def invoke(*arguments: str, stdin: bytes | None = None):
-        environment = {"RAFTKV_ENDPOINTS": server.url}
-        return CliRunner(env=environment).invoke(raftkv, list(arguments), input=stdin)
-
-    return invoke
+    """Serve a front-end over fakes."""
+    with ServerThread() as running:
+        yield running
 
 
 def test_put_get_del_and_ls(run):
@@ -66,6 +55,8 @@ def test_status(run, server):
     assert shown.output.splitlines()[0].startswith("cluster ")
     assert shown.output.splitlines()[1].startswith("NAME\tROLE\tTERM")
     document = orjson.loads(run("status", "--json").output)
+    assert document["cluster_version"] == "0.1"
+    assert document["members"][0]["status"]["supported_versions"] == {"lowest": "0.1", "highest": "0.1"}
     assert document["members"]
 
 
@@ -87,6 +78,13 @@ def test_exit_codes_tell_not_done_from_unknown(run, server, failure, code, words
     assert "Traceback" not in result.stderr
 
 
+def test_an_unknown_outcome_names_its_request(run, server):
+    server.kv.failure = errors.Timeout("late")
+    result = run("put", "a", "1", "--timeout", "0.3")
+    assert result.exit_code == 3
+    assert re.search(r"late \(request [0-9a-f]{8,}\)", result.stderr)
+
+
 @pytest.mark.parametrize("endpoints", ["nonsense", "", "http://a,,", "http://a/b"])
 def test_wrong_endpoints_are_wrong_usage(run, endpoints):
     result = run("get", "a", "--endpoints", endpoints)
@@ -98,37 +96,6 @@ def test_nobody_there_is_not_done(run):
     result = run("get", "a", "--endpoints", "http://127.0.0.1:9", "--timeout", "0.2")
     assert result.exit_code == 1
     assert "127.0.0.1:9" in result.stderr
-
-
-def make_tree(root: Path) -> dict[str, bytes]:
-    files = {"a.txt": b"one", "dir/b.bin": bytes(range(256)), "dir/sub/empty": b"", "dir/sub/ünïcode": b"x"}
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return files
-
-
-def read_tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def test_a_tree_goes_in_and_comes_out(run, tmp_path, server):
-    files = make_tree(tmp_path / "in")
-    (tmp_path / "in" / "link").symlink_to("a.txt")
-    imported = run("import", str(tmp_path / "in"), "--prefix", "p/", "--concurrency", "2")
-    assert imported.exit_code == 0
-    assert imported.stdout == "4 files imported\n"
-    assert imported.stderr == f"skipped {tmp_path}/in/link: not a regular file\n"
-    assert set(server.kv.keys) == {b"p/" + os.fsencode(name) for name in files}
-    exported = run("export", "p/", str(tmp_path / "out"))
-    assert exported.stdout == "4 files exported\n"
-    assert read_tree(tmp_path / "out") == files
-    again = run("export", "p/", str(tmp_path / "out"))
-    assert (again.exit_code, "is not empty" in again.stderr) == (1, True)
-    assert run("export", "p/", str(tmp_path / "out"), "--overwrite").exit_code == 0
-    assert read_tree(tmp_path / "out") == files
-    over_file = run("export", "p/", str(tmp_path / "out" / "a.txt"))
-    assert (over_file.exit_code, "is not a directory" in over_file.stderr) == (1, True)
 
 
 def test_what_cannot_be_imported_is_found_before_the_first_write(run, tmp_path, server):
@@ -149,7 +116,7 @@ def test_what_cannot_be_imported_is_found_before_the_first_write(run, tmp_path, 
 def test_keys_that_are_no_safe_paths_are_refused_before_the_first_file(run, tmp_path, server, names):
     for name in ["good", *names]:
         quoted = "".join(f"%{byte:02X}" for byte in name.encode())
-        assert CliRunner().invoke(raftkv, ["put", f"p/{name}", "x", "--endpoints", server.url]).exit_code == 0, quoted
+        assert run("put", f"p/{name}", "x").exit_code == 0, quoted
     result = run("export", "p/", str(tmp_path / "out"))
     assert (result.exit_code, "nothing was done" in result.stderr) == (1, True)
     assert not (tmp_path / "out").exists()
@@ -174,3 +141,15 @@ def test_serve_refuses_a_wrong_configuration(run, tmp_path):
     (tmp_path / "f.toml").write_text("nonsense = 1")
     result = run("serve", "--config", str(tmp_path / "f.toml"))
     assert (result.exit_code, "unknown key 'nonsense'" in result.stderr) == (2, True)
+
+
+def test_cluster_version(run, server):
+    first, *members = run("cluster", "version").output.splitlines()
+    assert first == "cluster version 0.1"
+    assert members == ["n1\t0.1.0\tversion 0.1 only", "n2\tno answer"]
+
+
+def test_cluster_check(run, server):
+    result = run("cluster", "check")
+    assert result.output.splitlines()[:3] == ["compared at index 9", "n1\tagrees", "n2\tunknown"]
+    assert (result.exit_code, "not known to be equal" in result.stderr) == (1, True)

@@ -11,29 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-from click.testing import CliRunner
-
-from raftkv.cli.main import raftkv
 from raftkv.errors import NoLeader
-from tests.http.http_store import InstantLog
 from tests.http.http_thread import ServerThread
-
-
-@pytest.fixture
-def server():
-    running = ServerThread(log=InstantLog())
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def run(server):
-    def invoke(*arguments: str, stdin: bytes | None = None):
-        environment = {"RAFTKV_ENDPOINTS": server.url}
-        return CliRunner(env=environment).invoke(raftkv, list(arguments), input=stdin)
-
-    return invoke
 
 
 @contextmanager
@@ -64,6 +43,13 @@ def test_watch_prints_changes_as_lines_of_json(run):
     assert lines[2]["events"][0]["previous"]["value"] == "one"
     assert lines[3]["events"][0]["type"] == "delete"
     assert json.loads(run("watch", "a/1", "--from-revision", "2", "--changes", "1").output)["revision"] == 2
+
+
+def test_watch_prints_changes_of_any_size(run):
+    run("put", "large", "-", stdin=b"v" * 1_500_000)
+    result = run("watch", "large", "--from-revision", "2", "--changes", "1")
+    assert result.exit_code == 0
+    assert json.loads(result.output)["events"][0]["value"] == "v" * 1_500_000
 
 
 def test_txn_reads_and_prints_json(run, tmp_path):

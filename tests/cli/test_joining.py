@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from raftkv.cli import joining
 from raftkv.cli.joining import join_if_new
 from raftkv.config import NodeConfig
-from raftkv.errors import ConfigurationError, MemberChangeRefused
+from raftkv.errors import ConfigurationError, MemberChangeRefused, UnsupportedVersion
 from raftkv.membership import AddMember, MemberId
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory
 from raftkv.runtime.identity import Identity, give_up_directory, store_identity
 from raftkv.settings import build_config
 from raftkv.store.commands import ChangeMembers
 from raftkv.types import NodeId
-from tests.http.http_store import CLUSTER, InstantLog
+from raftkv.versions import FIRST_VERSION, ClusterVersion, SupportedVersions
+from tests.http.http_store import CLUSTER
 from tests.http.http_thread import ServerThread
 from tests.process.cluster import free_ports
-
-
-@pytest.fixture
-def server():
-    running = ServerThread(log=InstantLog())
-    yield running
-    running.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +58,20 @@ async def test_a_member_that_was_added_before_takes_its_place(server, tmp_path):
     await join_if_new(config_of(server, tmp_path))
     assert server.log.membership.version == version
     assert identity_in(tmp_path)["member_id"] == f"{7:016x}"
+
+
+async def test_release_that_does_not_fit_the_cluster_is_refused_by_name_of_both_versions(server, tmp_path, monkeypatch):
+    later = ClusterVersion(FIRST_VERSION.major, FIRST_VERSION.minor + 1)
+    monkeypatch.setattr(joining, "SUPPORTED_VERSIONS", SupportedVersions(later, later))
+    refusal = f"the cluster is at version {FIRST_VERSION}, and n4 supports version {later} only"
+    with pytest.raises(UnsupportedVersion, match=re.escape(refusal)):
+        await join_if_new(config_of(server, tmp_path))
+    assert server.log.membership.named(NodeId("n4")) is None
+    # After "raftkv member add", which cannot know the release, it is the same.
+    await add(server, "n4", "127.0.0.1:7004")
+    with pytest.raises(UnsupportedVersion, match=re.escape(refusal)):
+        await join_if_new(config_of(server, tmp_path))
+    assert not (tmp_path / "data/identity.json").exists()
 
 
 async def add(server: ServerThread, name: str, address: str) -> None:
