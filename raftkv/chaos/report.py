@@ -15,6 +15,7 @@ from raftkv.verification.linearizability import Report, Verdict
 
 _SHOWN_OPERATIONS = 20
 _SHOWN_SURPRISES = 3
+_SHOWN_REVISIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,14 @@ def _verdict_lines(summary: Summary) -> list[str]:
         lines.append(f"  no order of the operations on key {readable(report.key)} explains what clients saw; the last:")
         lines += [f"    {operation}" for operation in report.operations[-_SHOWN_OPERATIONS:]]
     return lines
+
+
+def revision_failures(findings: Sequence[str]) -> list[str]:
+    """Return what to say of revisions that contradict the history."""
+    unseen = len(findings) - _SHOWN_REVISIONS
+    return [f"wrong revision: {finding}" for finding in findings[:_SHOWN_REVISIONS]] + (
+        [f"wrong revisions: {unseen} more"] if unseen > 0 else []
+    )
 
 
 def surprise_failures(surprises: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raftkv.chaos.injector import Injector
-from raftkv.chaos.report import Summary, latencies_over_time, percentile, surprise_failures
+from raftkv.chaos.report import Summary, latencies_over_time, percentile, revision_failures, surprise_failures
 from raftkv.chaos.schedule import PROCESS_FAULTS, Fault, Schedule
 from raftkv.chaos.session import NodeView, Session
 from raftkv.chaos.workload import Workload
@@ -21,6 +21,7 @@ from raftkv.errors import NotApplied, RaftkvError, UnknownOutcome
 from raftkv.types import NodeId
 from raftkv.verification.history import Operation, Outcome
 from raftkv.verification.linearizability import check_history
+from raftkv.verification.revisions import check_revisions
 
 _PROGRESS_SECONDS = 5.0
 _LEADER_SECONDS = 1.0
@@ -125,6 +126,7 @@ class Run:
         failures = await self._failures_after(session, endpoints, workload)
         self._say(f"checking {len(workload.history)} operations")
         report = await asyncio.to_thread(check_history, workload.history)
+        failures += revision_failures(await asyncio.to_thread(check_revisions, workload.history))
         summary = Summary(
             self._plan.seed,
             seconds,

@@ -164,29 +164,40 @@ class Workload:
     async def _get(self, name: str, url: str, key: bytes) -> tuple[bytes | None, Revision] | None:
         """Return value and revision (None and 0 for no such key), or None when nobody served the read."""
         started = self._elapsed()
-        outcome, value, revision = Outcome.DONE, None, Revision(0)
+        outcome, value, mod_revision = Outcome.DONE, None, Revision(0)
+        revision: Revision | None = None
         try:
             found = await self._clients[url].get(key)
+            revision = found.revision
             if isinstance(found, Found):
-                value, revision = found.item.value, found.item.mod_revision
+                value, mod_revision = found.item.value, found.item.mod_revision
         except NotApplied:
             outcome = Outcome.REFUSED
         except UnexpectedAnswer as error:
             outcome = Outcome.REFUSED
             self.surprises.append(str(error))
-        self.history.append(Operation(name, key, Kind.GET, value, started, self._elapsed(), outcome))
-        return (value, revision) if outcome is Outcome.DONE else None
+        ended = self._elapsed()
+        self.history.append(
+            Operation(name, key, Kind.GET, value, started, ended, outcome, None, revision, mod_revision)
+        )
+        return (value, mod_revision) if outcome is Outcome.DONE else None
 
     async def _write(self, name: str, url: str, write: _Write) -> None:
         client = self._clients[url]
         started, outcome = self._elapsed(), Outcome.DONE
+        revision: Revision | None = None
+        mod_revision: Revision | None = None
+        has_changed = True
         try:
             if write.value is None:
-                await client.delete(write.key)
+                deleted = await client.delete(write.key)
+                revision, has_changed = deleted.revision, deleted.deleted > 0
             else:
-                await client.put(write.key, write.value, write.condition)
-        except ConditionNotMet:
+                stored = await client.put(write.key, write.value, write.condition)
+                revision, mod_revision = stored.revision, stored.mod_revision
+        except ConditionNotMet as error:
             outcome = Outcome.CONDITION_FAILED
+            revision, mod_revision = error.revision, error.mod_revision
         except NotApplied:
             outcome = Outcome.REFUSED
         except UnknownOutcome as error:
@@ -195,7 +206,19 @@ class Workload:
                 self.surprises.append(str(error))
         ended = math.inf if outcome is Outcome.UNKNOWN else self._elapsed()
         self.history.append(
-            Operation(name, write.key, write.kind, write.value, started, ended, outcome, write.expected)
+            Operation(
+                name,
+                write.key,
+                write.kind,
+                write.value,
+                started,
+                ended,
+                outcome,
+                write.expected,
+                revision,
+                mod_revision,
+                has_changed,
+            )
         )
 
     def _next_value(self, name: str) -> bytes:

@@ -13,7 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from raftkv.dev.node import HOST, DevNode
-from raftkv.runtime.framing import MAX_HANDSHAKE_BYTES, BadFrame, Hello, decode_handshake, encode_frame
+from raftkv.runtime.framing import (
+    MAX_HANDSHAKE_BYTES,
+    BadFrame,
+    Confirm,
+    Hello,
+    Vouch,
+    decode_handshake,
+    encode_frame,
+)
 from raftkv.types import NodeId
 
 _CHUNK_BYTES = 65_536
@@ -163,13 +171,13 @@ class LinkProxies:
             upstream_writer.transport.abort()
 
 
-async def _read_hello(reader: asyncio.StreamReader) -> tuple[Hello, bytes]:
+async def _read_hello(reader: asyncio.StreamReader) -> tuple[Hello | Confirm | Vouch, bytes]:
     length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
     if length > MAX_HANDSHAKE_BYTES:
         raise BadFrame("longer than a handshake")
     payload = await reader.readexactly(length)
     hello = decode_handshake(payload)
-    if not isinstance(hello, Hello):
+    if not isinstance(hello, Hello | Confirm | Vouch):
         raise BadFrame("not an introduction")
     return hello, encode_frame(payload)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from raftkv.errors import ConfigurationError
+from raftkv.ports import PRIVATE_DIRECTORY
 from raftkv.types import NodeId
 
 HOST = "127.0.0.1"
@@ -72,7 +73,7 @@ class DevNode:
         Raises:
             OSError: Its data directory or log cannot be written.
         """
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -46,6 +46,10 @@ class Operation:
         started: Time before the request was sent.
         ended: Time after the answer had come; infinite when none came.
         outcome: How it ended.
+        revision: The store's revision in its answer, None when the answer had none.
+        mod_revision: The revision of the key's last write in its answer, 0 for a key that does not exist; None when the
+            answer did not name it.
+        has_changed: Of a delete, whether the key existed.
     """
 
     client: str
@@ -56,13 +60,23 @@ class Operation:
     ended: float
     outcome: Outcome
     expected: bytes | None = None
+    revision: int | None = None
+    mod_revision: int | None = None
+    has_changed: bool = True
+
+    @property
+    def has_written(self) -> bool:
+        """Whether it certainly changed the store."""
+        is_write = self.kind in (Kind.PUT, Kind.SWAP) or (self.kind is Kind.DELETE and self.has_changed)
+        return is_write and self.outcome is Outcome.DONE
 
     def __str__(self) -> str:
         ended = "…" if math.isinf(self.ended) else f"{self.ended:.6f}"
         expected = f" instead of {readable(self.expected)}" if self.kind is Kind.SWAP else ""
+        revision = "" if self.revision is None else f", revision {self.revision}"
         return (
             f"{self.started:.6f} to {ended}: {self.client} {self.kind.value} {readable(self.value)}{expected}: "
-            f"{self.outcome.value}"
+            f"{self.outcome.value}{revision}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ class Stale(FakeKeyValueService):
         self.seen = [*getattr(self, "seen", []), (key, read)][-40:]
         old = [earlier for other, earlier in self.seen[:-5] if other == key]
         return old[-1] if old else read
+
+
+class NextRevision(FakeKeyValueService):
+    """Answers a put with the revision after its own, as if the store had gone on meanwhile."""
+
+    async def put(self, key, value, condition=None, **options):
+        written = await super().put(key, value, condition, **options)
+        return replace(written, revision=Revision(written.revision + 1))
 
 
 @pytest.fixture
@@ -106,6 +115,16 @@ def test_a_service_that_breaks_them_is_caught(start, tmp_path, service):
     assert "no order of the operations on key chaos/" in result.output
     operations = [json.loads(line) for line in (tmp_path / "raftkv-chaos.jsonl").read_text().splitlines()]
     assert len(operations) > 100
+
+
+def test_wrong_revisions_refute_run(start, tmp_path):
+    result = run(tmp_path, "--endpoints", start(NextRevision()).url, *QUICK)
+    assert result.exit_code == 1, result.output
+    assert "verdict: FAILED" in result.output
+    assert "no order of the operations" not in result.output
+    assert "wrong revision: " in result.output
+    operations = [json.loads(line) for line in (tmp_path / "raftkv-chaos.jsonl").read_text().splitlines()]
+    assert any(operation["revision"] != operation["mod_revision"] for operation in operations)
 
 
 def test_a_service_that_does_not_serve_is_said_to_be_so(start, tmp_path):

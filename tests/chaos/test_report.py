@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from raftkv.chaos.injector import FaultSpan
-from raftkv.chaos.report import Summary, describe, percentile, surprise_failures
+from raftkv.chaos.report import Summary, describe, percentile, revision_failures, surprise_failures
 from raftkv.chaos.schedule import Fault
 from raftkv.chaos.timeline import draw
 from raftkv.chaos.workload import PROBE
@@ -91,6 +91,14 @@ def test_a_run_without_a_single_write_was_unavailable_all_the_time():
 
 def test_surprises_are_shown_but_not_by_the_thousand():
     assert len(surprise_failures(["an answer of another service"] * 5000)) == 3
+
+
+def test_revision_findings_are_counted_but_not_shown_by_the_thousand():
+    failures = revision_failures(["two writes have revision 7"] * 5000)
+    assert failures[0] == "wrong revision: two writes have revision 7"
+    assert failures[-1] == "wrong revisions: 4997 more"
+    assert len(failures) == 4
+    assert revision_failures([]) == []
 
 
 @pytest.mark.parametrize(("percent", "value"), [(0, 1), (50, 5), (99, 10), (100, 10)])
