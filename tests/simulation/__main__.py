@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ from datetime import date
 from pathlib import Path
 
 from raftkv.consensus.guard import ALL_GUARDS, Guards
-from tests.simulation.faults import FAULTS
+from tests.simulation.faults import FAULTS, WIRED_FAULTS
 from tests.simulation.shrink import shrink
 from tests.simulation.world import Outcome, Plan, run_plan
 
@@ -24,12 +25,15 @@ GUARDS = tuple(field.name for field in fields(Guards))
 def main() -> int:
     """Run what the command line asks for; the exit status is 1 after a violation."""
     arguments = _parse()
+    # What the modules hold need not be looked at in every collection.
+    gc.freeze()
     plan = Plan(
         0,
         arguments.nodes,
         arguments.seconds,
-        frozenset(arguments.faults),
+        frozenset(arguments.faults) if not arguments.wired else WIRED_FAULTS & {*arguments.faults, "garbage"},
         replace(ALL_GUARDS, **dict.fromkeys(arguments.ablate, False)),
+        is_wired=arguments.wired,
     )
     first, last = arguments.seeds
     if arguments.today is not None:
@@ -82,8 +86,10 @@ def command_of(outcome: Outcome) -> str:
     """Return the command that runs a plan again, with everything that happens."""
     plan = outcome.plan
     command = f"python -m tests.simulation --seeds {plan.seed} --nodes {plan.nodes} --seconds {plan.seconds:g}"
-    if plan.faults != frozenset(FAULTS):
-        command += f" --faults {','.join(sorted(plan.faults))}"
+    if plan.is_wired:
+        command += " --wired"
+    if plan.faults != (WIRED_FAULTS if plan.is_wired else frozenset(FAULTS)):
+        command += f" --faults {','.join(sorted(plan.faults - {'garbage'}))}"
     for guard in GUARDS:
         if not getattr(plan.guards, guard):
             command += f" --ablate {guard}"
@@ -107,6 +113,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30.0, help="virtual time of faults in each run")
     parser.add_argument("--faults", type=_names(FAULTS), default=FAULTS, help=f"some of: {', '.join(FAULTS)}")
     parser.add_argument("--ablate", action="append", default=[], choices=GUARDS, help="switch a guard off")
+    parser.add_argument("--wired", action="store_true", help="real transport and HTTP front-end over virtual streams")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     parser.add_argument("--digest", action="store_true", help="print a digest of everything that happens")
     parser.add_argument("--shrink", type=float, default=30.0, metavar="SECONDS", help="time to shrink a failed run")

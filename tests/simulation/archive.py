@@ -21,6 +21,7 @@ from raftkv.store.rewriting import NewOwner, rewrite
 from raftkv.types import ClusterId, Consistency, Member, Revision
 from raftkv.verification.history import Kind, Operation, Outcome
 from tests.simulation.disk import VirtualDisk
+from tests.simulation.versions import NEWER
 from tests.simulation.workload import KEYS
 
 if TYPE_CHECKING:
@@ -40,12 +41,16 @@ class Restoration:
         copy: Its data.
         revision: The revision to go back to.
         expected: Every key and value that the restored cluster must have.
+        positions: Where watches of the first cluster would go on; each must end with an error.
+        tokens: Idempotency keys of writes of the first cluster, which are sent again.
     """
 
     manifest: SnapshotManifest
     copy: bytes
     revision: Revision
     expected: dict[bytes, bytes]
+    positions: tuple[int, ...] = ()
+    tokens: tuple[bytes, ...] = ()
 
     def cluster_id(self, members: tuple[Member, ...]) -> ClusterId:
         """Return the id of the cluster that some members make of it."""
@@ -54,7 +59,7 @@ class Restoration:
     def restore(self, disk: VirtualDisk, member: Member, members: tuple[Member, ...], storage_id: str) -> None:
         """Make an empty disk that of a member, in the steps of ``raftkv.runtime.backup_files.restore_backup``."""
         cluster_id = self.cluster_id(members)
-        backend = _opened(disk, self.copy)
+        backend = opened(disk, self.copy)
         rewrite(backend, NewOwner(cluster_id, initial_membership(cluster_id, members)), self.revision)
         catalog = SnapshotCatalog(disk.root.child("snapshots"), cluster_id)
         catalog.adopt_copy(manifest_of_copy(copy_store(backend, catalog.copy_path)))
@@ -114,21 +119,30 @@ class Archive:
             return
         self._check(node, manifest, copy, started)
         self._world.counts["backups"] += 1
-        compacted = Machine(_opened(VirtualDisk(), copy), manifest.cluster_id).compacted_revision
+        compacted = Machine(opened(VirtualDisk(), copy), manifest.cluster_id, NEWER).compacted_revision
         revision = Revision(rng.randint(max(1, compacted), manifest.revision))
-        self.last = Restoration(manifest, copy, revision, self._values_at(revision))
+        self.last = Restoration(manifest, copy, revision, self.values_at(revision))
 
     def _check(self, node: SimulatedNode, manifest: SnapshotManifest, copy: bytes, started: float) -> None:
         """A backup is a read of every key, so it has everything that was acknowledged before it was asked for."""
-        values = values_of(Machine(_opened(VirtualDisk(), copy), manifest.cluster_id))
-        if values != self._values_at(manifest.revision):
+        values = values_of(Machine(opened(VirtualDisk(), copy), manifest.cluster_id, NEWER))
+        if values != self.values_at(manifest.revision):
             self._world.violate(f"a backup of {node.name} has other values than revision {manifest.revision}")
         ended = self._world.loop.time()
         for key in KEYS:
-            read = Operation("backup", key, Kind.GET, values.get(key), started, ended, Outcome.DONE)
+            read = Operation(
+                "backup",
+                key,
+                Kind.GET,
+                values.get(key),
+                started,
+                ended,
+                Outcome.DONE,
+                revision=manifest.revision,
+            )
             self._world.workload.history.append(read)
 
-    def _values_at(self, revision: int) -> dict[bytes, bytes]:
+    def values_at(self, revision: int) -> dict[bytes, bytes]:
         """Return what every key was at a revision, by the changes that nodes told of."""
         values: dict[bytes, bytes] = {}
         for number, events in sorted(self._world.changes.items()):
@@ -142,7 +156,13 @@ class Archive:
         return values
 
 
-def _opened(disk: VirtualDisk, copy: bytes) -> MemoryBackend:
+def opened(disk: VirtualDisk, copy: bytes) -> MemoryBackend:
+    """Return a store that is the copy in a backup.
+
+    Args:
+        disk: A disk for the copy.
+        copy: The data of the backup.
+    """
     file = disk.root.create(_COPY_NAME)
     file.append(copy)
     backend = MemoryBackend(disk.root)

@@ -1,9 +1,10 @@
 """A virtual disk: files that lose what was not synced when they crash, and that fail when they are told to.
 
-The model is a journalling file system with ordered metadata: of the data that was appended since the last sync of a
-file any prefix may survive, the last write torn at any byte; of the changes to names since the last sync of the
-directory any prefix may survive. After a failed sync of a file, its pages pass for clean although they are not on the
-disk: what was appended by then never gets there.
+The model is a file system that writes the pages of a file in any order, and journals metadata in order: of the data
+that was appended since the last sync of a file, any subset of sectors may survive, and the file may end at any byte; a
+sector that is lost reads as zeros. Of the changes to names since the last sync of the directory any prefix may survive.
+After a failed sync of a file, its pages pass for clean although they are not on the disk: what was appended by then
+never gets there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
+
+from raftkv.consensus import frames
 
 
 class SimulatedCrash(BaseException):
@@ -23,6 +26,12 @@ class _File:
         self.synced = len(data)
         self.is_poisoned = False
 
+    def copy(self) -> _File:
+        """Return a file with the same data, of which the same is synced."""
+        copy = _File(bytes(self.data))
+        copy.synced = self.synced
+        return copy
+
 
 class VirtualDisk:
     """The disk of one node: a tree of directories that share a fate.
@@ -33,6 +42,8 @@ class VirtualDisk:
         fail_writes: Every append raises EIO while this is set.
         crash_at: The operation, counted from 0, at which ``SimulatedCrash`` is raised; None for never.
         operations: Mutating operations so far.
+        lost_pages_at: When the disk did not take some page of the store, which nothing was told yet; None if it did.
+        holes: Unsynced sectors before the end of a file that power losses took so far.
     """
 
     def __init__(self) -> None:
@@ -41,6 +52,8 @@ class VirtualDisk:
         self.fail_writes = False
         self.crash_at: int | None = None
         self.operations = 0
+        self.holes = 0
+        self.lost_pages_at: float | None = None
         self.directories: dict[str, VirtualDirectory] = {}
         self.root = self.directory("disk")
 
@@ -54,6 +67,13 @@ class VirtualDisk:
         """Lose what need not have survived a power loss."""
         for directory in self.directories.values():
             directory.lose_unsynced(rng)
+
+    def image(self, rng: random.Random) -> VirtualDisk:
+        """Return a copy, as a snapshot of the volume makes it: what is not synced may be missing from it."""
+        copy = VirtualDisk()
+        for path, directory in self.directories.items():
+            copy.directory(path).hold(directory.survivors(rng))
+        return copy
 
     def used(self) -> int:
         """Bytes of all files."""
@@ -150,18 +170,30 @@ class VirtualDirectory:
         self._file(name).data[bit // 8] ^= 1 << bit % 8
 
     def lose_unsynced(self, rng: random.Random) -> None:
-        """Keep a random prefix of what was not synced."""
+        """Keep a prefix of the unsynced changes to names, and a random subset of the unsynced sectors of each file."""
+        survivors = self._surviving_names(rng)
+        for file in survivors.values():
+            self._disk.holes += _lose_sectors(file, rng)
+        self.hold(survivors)
+
+    def survivors(self, rng: random.Random) -> dict[str, _File]:
+        """Return copies of what would be left after a power loss now."""
+        survivors = {name: file.copy() for name, file in self._surviving_names(rng).items()}
+        for file in survivors.values():
+            _lose_sectors(file, rng)
+        return survivors
+
+    def hold(self, files: dict[str, _File]) -> None:
+        """Have these files, and nothing that is not synced."""
+        self.files = files
+        self._durable = dict(files)
+        self._pending.clear()
+
+    def _surviving_names(self, rng: random.Random) -> dict[str, _File]:
         survivors = dict(self._durable)
         for change in self._pending[: rng.randint(0, len(self._pending))]:
             change(survivors)
-        for file in survivors.values():
-            file_end = rng.randint(file.synced, len(file.data))
-            del file.data[file_end:]
-            file.synced = file_end
-            file.is_poisoned = False
-        self.files = survivors
-        self._durable = dict(survivors)
-        self._pending.clear()
+        return survivors
 
     def _change(self, change: Callable[[dict[str, _File]], None]) -> None:
         change(self.files)
@@ -205,3 +237,26 @@ class VirtualAppendFile:
 
     def close(self) -> None:
         self._closed = True
+
+
+def _lose_sectors(file: _File, rng: random.Random) -> int:
+    """Keep a random subset of the unsynced sectors of a file; return how many before its end are lost."""
+    # File systems extend a file before they write its pages, so that mostly its whole length survives.
+    file_end = len(file.data) if rng.random() < 0.5 else rng.randint(file.synced, len(file.data))
+    del file.data[file_end:]
+    holes = _punch_holes(file, rng)
+    file.synced = file_end
+    file.is_poisoned = False
+    return holes
+
+
+def _punch_holes(file: _File, rng: random.Random) -> int:
+    """Let random unsynced sectors of a file read as zeros; return how many."""
+    sector = frames.SECTOR_BYTES
+    share = rng.choice([0.0, 0.2, 0.6, 1.0])
+    starts = range(file.synced - file.synced % sector, len(file.data), sector)
+    lost = [start for start in starts if rng.random() < share]
+    for start in lost:
+        begin, end = max(start, file.synced), min(start + sector, len(file.data))
+        file.data[begin:end] = bytes(end - begin)
+    return len(lost)

@@ -61,9 +61,9 @@ class Interruption:
     def _await_transfer(self) -> None:
         """Wait for any transfer that is under way, and for a random moment in it."""
         for sender in self._world.nodes.values():
-            for peer in list(sender.keeper._senders) if sender.leads else ():
+            for peer in sender.keeper.transfers.peers() if sender.leads else ():
                 receiver = self._world.nodes[peer]
-                if receiver.is_up and receiver.keeper._receiver is not None and self._rng.random() < 0.2:
+                if receiver.is_up and receiver.keeper._incoming is not None and self._rng.random() < 0.2:
                     self._strike(sender, receiver)
                     return
         if self._world.loop.time() < self._give_up_at:
@@ -76,6 +76,7 @@ class Interruption:
             "the sender dies": lambda sender, _receiver: self._kill(sender),
             "a piece is damaged": self._damage_piece,
             "what arrived is damaged": self._damage_received,
+            "what is sent is damaged": self._damage_source,
             "a newer snapshot is taken": self._supersede,
             "another is to lead": self._depose,
         }
@@ -100,6 +101,10 @@ class Interruption:
         name = "incoming.partial"
         if name in directory.names() and directory.size(name):
             directory.flip_bit(name, self._rng.randrange(8 * directory.size(name)))
+
+    def _damage_source(self, sender: SimulatedNode, _receiver: SimulatedNode) -> None:
+        for manifest in sender.keeper.transfers.pinned()[:1]:
+            sender.damage("snapshots", manifest.data_name, self._rng.randrange(8 * manifest.size))
 
     def _supersede(self, sender: SimulatedNode, _receiver: SimulatedNode) -> None:
         keeper = sender.keeper

@@ -7,7 +7,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import MemberMissing, NotApplied, UnknownOutcome
-from raftkv.membership import ClusterMember
+from raftkv.membership import ClusterMember, MemberId
 from raftkv.types import NodeId
 from tests.simulation.disk import VirtualDisk
 from tests.simulation.node import AUTOPILOT_DEAD_SECONDS, SimulatedNode
@@ -47,6 +47,24 @@ class Operator:
             return
         self._begin(action(own_rng))
 
+    def replace_wiped(self, node: SimulatedNode, rng: random.Random) -> None:
+        """Let a member lose its disk, start it with its old flags, and replace it when it has refused."""
+        if not self._is_replacing and not self._tasks and self._can_be_spared(node):
+            self._begin(self._replace_wiped(node, rng))
+
+    async def _replace_wiped(self, node: SimulatedNode, rng: random.Random) -> None:
+        self._is_replacing = True
+        try:
+            before = node.member_id
+            self._world.log(f"{node.name} is wiped")
+            node.crash(power_loss=True)
+            node.is_lost = True
+            node.take_disk(VirtualDisk())
+            await self._world.wipes.start_with_old_flags(node)
+            await self._replace_member(node, before, rng)
+        finally:
+            self._is_replacing = False
+
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._world.loop.create_task(work)
         self._tasks.add(task)
@@ -80,8 +98,16 @@ class Operator:
 
         await self._at_leader(f"add {name}", add)
         # Whatever the answer was: what is in the membership was added.
+        self._start_added(name)
+
+    def start_missing(self) -> None:
+        """Start members that were added after the operator had given them up: the outcome of the change was unknown."""
+        for number in range(1, self._names + 1):
+            self._start_added(NodeId(f"m{number}"))
+
+    def _start_added(self, name: NodeId) -> None:
         member = self._world.latest_membership().named(name)
-        if member is None:
+        if member is None or name in self._world.nodes:
             return
         node = SimulatedNode(self._world, name, self._world.initial_members)
         node.join(member.id)
@@ -119,7 +145,9 @@ class Operator:
             self._world.log(f"{node.name} loses its disk")
             node.crash(power_loss=True)
         node.is_lost = True
+        await self._replace_member(node, before, rng)
 
+    async def _replace_member(self, node: SimulatedNode, before: MemberId, rng: random.Random) -> None:
         async def replace(members: Members) -> None:
             await members.replace(before, None)
 
@@ -136,7 +164,7 @@ class Operator:
             node.crash(power_loss=True)
             node.is_lost = node.is_retired = False
             if member is not None:
-                node.disk = VirtualDisk()
+                node.take_disk(VirtualDisk())
                 node.join(member.id)
                 self._world.start_node(node)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from raftkv.service.kv import KeyValues
 from raftkv.service.leases import LeaseClock
 from raftkv.service.watches import Watcher, WatchHub
 from raftkv.store.applier import CommandApplier
+from raftkv.store.backend import Space
+from raftkv.store.memory_backend import _Draft
 from raftkv.store.mvcc import HistoryWriter
 from raftkv.store.outcomes import OutcomeWriter
+from raftkv.store.txn import TransactionApplier
 from tests.simulation.world import Plan, run_plan
 
 SEEDS = 40
@@ -23,7 +29,11 @@ def first_violation() -> str:
 
 
 def test_a_fence_that_lets_everybody_through_is_noticed(monkeypatch):
-    monkeypatch.setattr(CommandApplier, "_is_held", lambda *_: True)
+    def is_held(*_):
+        yield
+        return True
+
+    monkeypatch.setattr(CommandApplier, "_is_held", is_held)
     assert "a write under the token" in first_violation()
 
 
@@ -33,14 +43,12 @@ def test_a_forgotten_idempotency_key_is_noticed(monkeypatch):
 
 
 def test_a_new_leader_that_gives_leases_no_time_is_noticed(monkeypatch):
-    begin = LeaseClock.begin
+    def found(self, lease):
+        if lease.id not in self._deadlines:
+            self._seconds[lease.id] = lease.seconds
+            self._set(lease.id, self.began)
 
-    def shortened(self, leases, now):
-        begin(self, leases, now)
-        for lease_id in list(self._deadlines):
-            self._set(lease_id, now)
-
-    monkeypatch.setattr(LeaseClock, "begin", shortened)
+    monkeypatch.setattr(LeaseClock, "find", found)
     assert "ended after" in first_violation()
 
 
@@ -83,6 +91,55 @@ def test_half_a_transaction_is_noticed(monkeypatch):
     assert "read half of a transaction" in first_violation()
 
 
+def test_a_transaction_that_reads_too_much_and_is_not_undone_is_noticed(monkeypatch):
+    def nothing(self, _move):
+        self._before = None
+        yield
+
+    monkeypatch.setattr(HistoryWriter, "undo_steps", nothing)
+    assert first_violation()
+
+
 def test_a_watch_sees_the_changes_of_its_span_alone(monkeypatch):
-    monkeypatch.setattr(Watcher, "concerned", lambda self, revision, _event: revision >= self._position)
+    monkeypatch.setattr(Watcher, "concerned", lambda self, revision, *_event: revision >= self._position)
     assert "a watch was told" in first_violation()
+
+
+def test_write_answered_with_present_revision_is_noticed(monkeypatch):
+    write = KeyValues._write
+
+    async def write_and_ask_store(self, command, safeguards):
+        return replace(await write(self, command, safeguards), revision=self._store.revision)
+
+    monkeypatch.setattr(KeyValues, "_write", write_and_ask_store)
+    assert "revisions are wrong" in first_violation()
+
+
+def test_read_answered_with_earlier_revision_is_noticed(monkeypatch):
+    get = KeyValues.get
+
+    async def ask_store_and_get(self, *arguments):
+        revision = self._store.revision
+        return replace(await get(self, *arguments), revision=revision)
+
+    monkeypatch.setattr(KeyValues, "get", ask_store_and_get)
+    assert "revisions are wrong" in first_violation()
+
+
+def test_reads_that_see_what_is_being_applied_are_noticed(monkeypatch):
+    def draft_of_what_readers_see(self, content):
+        self.content = content
+        self._own = set(Space)
+
+    monkeypatch.setattr(_Draft, "__init__", draft_of_what_readers_see)
+    assert first_violation()
+
+
+def test_a_part_of_an_entry_that_is_committed_by_itself_is_noticed(monkeypatch):
+    apply_steps = TransactionApplier._execute
+
+    def only_the_first_three(self, branch):
+        return (yield from apply_steps(self, replace(branch, steps=branch.steps[:3])))
+
+    monkeypatch.setattr(TransactionApplier, "_execute", only_the_first_three)
+    assert "read half of a transaction" in first_violation()

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
+from raftkv.consensus.core import RaftCore
 from raftkv.consensus.guard import ALL_GUARDS, Guards
-from raftkv.membership import Membership
-from tests.simulation.faults import BEFORE_BACKUPS, FAULTS, ON_FIRST_MEMBERS
+from tests.simulation.faults import BEFORE_BACKUPS, ON_FIRST_MEMBERS, WITHOUT_CAPACITY
 from tests.simulation.shrink import shrink
 from tests.simulation.world import Plan, run_plan
 
@@ -32,12 +32,14 @@ class Hunt:
         faults: Those that find it fastest.
         nodes: Members of the cluster.
         without: Another guard that would hide it, switched off too; that one alone is shown to break nothing.
+        seconds: Virtual time of faults.
     """
 
     seeds: int
     faults: frozenset[str] = ALL
     nodes: int = 3
     without: str | None = None
+    seconds: float = 30.0
 
 
 CAUGHT = {
@@ -53,6 +55,7 @@ CAUGHT = {
     "one_member_change": Hunt(20, frozenset({"schism"})),
     "campaign_when_applied": Hunt(120, frozenset({"crash", "membership", "power-cut"}), nodes=1),
     "voters_only": Hunt(40, frozenset({"membership", "partition"}), nodes=2),
+    "compare_log_hash": Hunt(20, frozenset({"rollback"}), seconds=10.0),
 }
 """Guards whose absence breaks a promise."""
 
@@ -81,10 +84,10 @@ term that it could forget."""
 SMALL_REGRESSIONS = [
     (1, 19, frozenset({"crash", "membership", "power-cut"})),
     (2, 23, frozenset({"membership", "partition"})),
-    (3, 900815, frozenset(FAULTS)),
-    (3, 73994500061, frozenset(FAULTS)),
-    (1, 1300040, frozenset(FAULTS)),
-    (3, 2000070, frozenset(FAULTS)),
+    (3, 900815, WITHOUT_CAPACITY),
+    (3, 73994500061, WITHOUT_CAPACITY),
+    (1, 1300040, WITHOUT_CAPACITY),
+    (3, 2000070, WITHOUT_CAPACITY),
 ]
 """Nodes, seed and faults of runs in which small clusters changed: a replaced only member led alone again, with
 nothing; a learner turned a removed member away, whose vote a voter needed that did not know of the removal; a voter
@@ -96,12 +99,13 @@ and a new member went on, after a restart, with a snapshot of which a sync had f
 def run_until_caught(hunt: Hunt, *guards: str) -> str | None:
     switched = replace(ALL_GUARDS, **dict.fromkeys(guards, False))
     for seed in range(hunt.seeds):
-        outcome = run_plan(Plan(seed, hunt.nodes, faults=hunt.faults, guards=switched))
+        outcome = run_plan(Plan(seed, hunt.nodes, hunt.seconds, hunt.faults, switched))
         if outcome.violation is not None:
             return f"seed {seed}: {outcome.violation}"
     return None
 
 
+@pytest.mark.sampled(days=4)
 @pytest.mark.parametrize("guard", CAUGHT)
 def test_the_absence_of_a_guard_is_caught(guard):
     hunt = CAUGHT[guard]
@@ -112,6 +116,13 @@ def test_the_absence_of_a_guard_is_caught(guard):
     assert run_until_caught(hunt, hunt.without) is None
 
 
+def test_a_silent_leader_that_is_still_reported_is_noticed(monkeypatch):
+    monkeypatch.setattr(RaftCore, "leader", property(lambda core: core._engine.leader))
+    violations = (run_plan(Plan(seed, faults=frozenset({"partition"}))).violation for seed in range(20))
+    assert "which has been silent for" in next(filter(None, violations))
+
+
+@pytest.mark.sampled(days=4)
 def test_without_pre_vote_terms_are_wasted():
     """What is broken without it is no promise but the peace: nodes campaign that cannot win."""
     plan = Plan(1, seconds=60, faults=LINKS)
@@ -119,11 +130,12 @@ def test_without_pre_vote_terms_are_wasted():
     without = min(
         run_plan(replace(plan, seed=seed, guards=replace(ALL_GUARDS, pre_vote=False))).wasted_terms for seed in range(5)
     )
-    assert with_it <= 3 < 8 <= without
+    assert with_it <= 5 < 10 <= without
 
 
 def test_every_guard_is_accounted_for():
-    assert CAUGHT.keys() | DIRECTED_ONLY | {"pre_vote"} == {field.name for field in fields(Guards)}
+    # What is missing without these two is time: see above, and test_disks.py.
+    assert CAUGHT.keys() | DIRECTED_ONLY | {"pre_vote", "answering_disk"} == {field.name for field in fields(Guards)}
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 5])
@@ -154,13 +166,7 @@ def test_what_small_clusters_found_once_stays_fixed(nodes, seed, faults):
     assert run_plan(Plan(seed, nodes, faults=faults)).violation is None
 
 
-def test_turning_a_removed_member_away_before_its_removal_is_confirmed_is_caught(monkeypatch):
-    plan = Plan(160, 2, faults=frozenset({"membership", "power-cut", "schism"}))
-    assert run_plan(plan).violation is None
-    monkeypatch.setattr(Membership, "turns_away", lambda self, member_id: member_id in self.removed)
-    assert "no progress" in (run_plan(plan).violation or "")
-
-
+@pytest.mark.sampled(days=4)
 def test_both_sides_of_a_schism_never_decide():
     schisms = 0
     for seed in range(20):
@@ -170,22 +176,45 @@ def test_both_sides_of_a_schism_never_decide():
     assert schisms > 5
 
 
-def test_a_seed_repeats_to_the_byte_whatever_the_hash_seed():
-    def digest(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "tests.simulation", "--seeds", "5..8", "--seconds", "15", "--digest"]
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+REPEATED = {
+    "all faults": ["--seeds", "5..7", "--seconds", "15"],
+    "members that come and go": ["--seeds", "1", "--nodes", "5", "--seconds", "12", "--faults", "membership,throttle"],
+    "disks that are put back or lost": [
+        "--seeds",
+        "1",
+        "--nodes",
+        "5",
+        "--seconds",
+        "8",
+        "--faults",
+        "rollback,wipe,loss",
+    ],
+    "streams": ["--seeds", "9..10", "--seconds", "8", "--wired"],
+}
+"""Runs in which an order could depend on hashes or addresses, and in the second and the last once did: of peers in the
+engine's sets, and of streams that end with their process."""
+
+
+@pytest.mark.sampled(days=4)
+@pytest.mark.parametrize("run", REPEATED)
+def test_a_seed_repeats_to_the_byte_whatever_the_hash_seed(run):
+    def digest(hash_seed: str, allocator: str) -> str:
+        command = [sys.executable, "-m", "tests.simulation", *REPEATED[run], "--digest"]
+        # Another allocator puts objects at addresses in another order.
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONMALLOC": allocator}
         result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
         return "\n".join(line for line in result.stdout.splitlines() if line.startswith("seed "))
 
-    first = digest("1")
-    assert len(first.splitlines()) == 4
-    assert digest("2") == first
+    first = digest("1", "pymalloc")
+    assert first
+    assert digest("2", "malloc") == first
 
 
 def test_two_seeds_differ():
     assert run_plan(Plan(1, seconds=5)).digest != run_plan(Plan(2, seconds=5)).digest
 
 
+@pytest.mark.sampled(days=4)
 def test_a_failed_run_shrinks_to_fewer_faults_and_repeats_with_them_alone():
     plan = Plan(0, faults=ALL, guards=replace(ALL_GUARDS, read_index=False))
     failed = next(

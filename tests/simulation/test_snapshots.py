@@ -8,13 +8,14 @@ import pytest
 
 from raftkv.consensus.snapshot import SnapshotCatalog
 from raftkv.runtime.backups import Backups
+from raftkv.store import rewriting
 from raftkv.store.rewriting import rewrite
 from raftkv.types import Consistency, Revision
 from tests.simulation import archive
 from tests.simulation.world import Plan, run_plan
 
 SEEDS = 60
-WAYS_TO_INTERRUPT = 7
+WAYS_TO_INTERRUPT = 8
 SNAPSHOTS = frozenset({"crash", "delay", "interrupt"})
 BACKUPS = frozenset({"backup", "delay", "partition", "pause"})
 
@@ -27,6 +28,7 @@ def first_violation(faults: frozenset[str]) -> str:
     pytest.fail(f"nothing was noticed in {SEEDS} seeds")
 
 
+@pytest.mark.sampled(days=4)
 def test_every_interruption_happens_and_is_got_over():
     happened: set[str] = set()
     for seed in range(200):
@@ -38,6 +40,7 @@ def test_every_interruption_happens_and_is_got_over():
     pytest.fail(f"only {sorted(happened)} happened")
 
 
+@pytest.mark.sampled(days=4)
 def test_a_snapshot_that_is_not_checked_is_noticed(monkeypatch):
     def adopt(self, receiver):
         receiver.close()
@@ -49,11 +52,13 @@ def test_a_snapshot_that_is_not_checked_is_noticed(monkeypatch):
     first_violation(SNAPSHOTS)
 
 
+@pytest.mark.sampled(days=4)
 def test_a_damaged_snapshot_that_is_never_thrown_away_is_noticed(monkeypatch):
     monkeypatch.setattr(SnapshotCatalog, "_discard_incoming", lambda *_: None)
     first_violation(SNAPSHOTS)
 
 
+@pytest.mark.sampled(days=4)
 def test_a_backup_that_does_not_wait_for_what_was_acknowledged_is_noticed(monkeypatch):
     take = Backups.take
 
@@ -66,6 +71,7 @@ def test_a_backup_that_does_not_wait_for_what_was_acknowledged_is_noticed(monkey
     assert "backup get" in first_violation(BACKUPS)
 
 
+@pytest.mark.sampled(days=4)
 def test_a_restore_to_another_revision_is_noticed(monkeypatch):
     monkeypatch.setattr(
         archive, "rewrite", lambda backend, owner, revision: rewrite(backend, owner, Revision(revision + 3))
@@ -73,6 +79,27 @@ def test_a_restore_to_another_revision_is_noticed(monkeypatch):
     assert "does not have what was restored" in first_violation(BACKUPS)
 
 
+def first_violation_with_features(seeds: int = 40) -> str:
+    for seed in range(seeds):
+        violation = run_plan(Plan(seed, faults=BACKUPS)).violation
+        if violation is not None:
+            return violation
+    pytest.fail(f"nothing was noticed in {seeds} seeds")
+
+
+@pytest.mark.sampled(days=4)
+def test_restore_that_keeps_revisions_is_noticed_by_watches(monkeypatch):
+    monkeypatch.setattr(archive, "rewrite", lambda backend, owner, revision: rewrite(backend, owner, revision, 0))
+    assert "an old watch goes on" in first_violation_with_features()
+
+
+@pytest.mark.sampled(days=4)
+def test_restore_that_keeps_later_outcomes_is_noticed_by_retries(monkeypatch):
+    monkeypatch.setattr(rewriting, "forget_after", lambda *_: None)
+    assert "was applied 0 times" in first_violation_with_features()
+
+
+@pytest.mark.sampled(days=4)
 def test_the_autopilot_replaces_voters_that_stay_away():
     for seed in range(60):
         outcome = run_plan(Plan(seed, faults=frozenset({"crash", "membership"}), has_features=False))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raftkv.errors import NotApplied, NotLeader, UnknownOutcome
+from raftkv.errors import NotApplied, UnknownOutcome
 from raftkv.types import Condition, ConditionFailed, NodeId, Revision
 from raftkv.verification.history import Kind, Operation, Outcome
 from tests.simulation.node import SimulatedNode
@@ -18,6 +19,17 @@ CLIENTS = 4
 KEYS = tuple(b"key-%d" % number for number in range(4))
 _PROBE_KEY = b"probe"
 _VALUE_BYTES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a node answered to an operation; the fields are those of ``Operation``."""
+
+    outcome: Outcome
+    value: bytes | None
+    revision: Revision | None = None
+    mod_revision: Revision | None = None
+    has_changed: bool = True
 
 
 class Workload:
@@ -118,19 +130,33 @@ class Workload:
         loop = self._world.loop
         started = loop.time()
         ended = math.inf
+        answer = Answer(Outcome.REFUSED, value)
         # A client that is not on the node: the request takes its way, and so does the answer.
         await asyncio.sleep(self._rng.uniform(0.0, 0.002))
-        if not node.is_up:
-            outcome = Outcome.REFUSED
-        else:
-            outcome, value = await self._ask(client, node, kind, key, value, revision)
+        if node.is_up:
+            answer = await self._ask(client, node, kind, key, value, revision)
+        outcome, value = answer.outcome, answer.value
         if outcome is not Outcome.UNKNOWN:
             await asyncio.sleep(self._rng.uniform(0.0, 0.002))
             ended = loop.time()
         if outcome is Outcome.REFUSED and kind in (Kind.PUT, Kind.SWAP) and value is not None:
             self.refused_values.add(value)
         self.done += outcome is Outcome.DONE
-        self.history.append(Operation(client, key, kind, value, started, ended, outcome, expected))
+        self.history.append(
+            Operation(
+                client,
+                key,
+                kind,
+                value,
+                started,
+                ended,
+                outcome,
+                expected,
+                answer.revision,
+                answer.mod_revision,
+                answer.has_changed,
+            )
+        )
         self._world.log(f"{client} {kind.value} {key.decode()} {value!r} at {node.name}: {outcome.value}")
         return outcome
 
@@ -142,26 +168,29 @@ class Workload:
         key: bytes,
         value: bytes | None,
         revision: Revision | None,
-    ) -> tuple[Outcome, bytes | None]:
+    ) -> Answer:
         try:
             if kind is Kind.GET:
                 read = await node.kv.get(key)
                 found = read.found
-                self._last_read[client] = (None, Revision(0)) if found is None else (found.value, found.mod_revision)
-                return Outcome.DONE, None if found is None else found.value
+                last = (None, Revision(0)) if found is None else (found.value, found.mod_revision)
+                self._last_read[client] = last
+                return Answer(Outcome.DONE, last[0], read.revision, last[1])
             if kind is Kind.DELETE:
-                await node.kv.delete(key)
-                return Outcome.DONE, None
-            assert value is not None
-            condition = None if revision is None else Condition(revision)
-            written = await node.kv.put(key, value, condition)
-        except NotLeader:
-            return Outcome.REFUSED, value
+                written = await node.kv.delete(key)
+            else:
+                assert value is not None
+                condition = None if revision is None else Condition(revision)
+                written = await node.kv.put(key, value, condition)
         except NotApplied:
-            return Outcome.REFUSED, value
+            return Answer(Outcome.REFUSED, value)
         except UnknownOutcome:
-            return Outcome.UNKNOWN, value
-        return (Outcome.CONDITION_FAILED if isinstance(written, ConditionFailed) else Outcome.DONE), value
+            return Answer(Outcome.UNKNOWN, value)
+        if isinstance(written, ConditionFailed):
+            return Answer(Outcome.CONDITION_FAILED, value, written.revision, written.mod_revision)
+        mod_revision = None if written.current is None else written.current.mod_revision
+        has_changed = kind is not Kind.DELETE or written.deleted > 0
+        return Answer(Outcome.DONE, value, written.revision, mod_revision, has_changed)
 
     def _next_value(self, client: str) -> bytes:
         self._sequence += 1
