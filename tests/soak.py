@@ -1,4 +1,7 @@
-"""``python -m tests.soak``: simulation, kills and chaos, for as long as one likes, with a tally of all runs so far."""
+"""``python -m tests.soak``: simulation, kills and chaos in turns, and the fuzzers at the same time.
+
+It runs for as long as one likes; a file has the tally of all runs so far.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,13 @@ from pathlib import Path
 _SLICE_MINUTES = 5.0
 _KILLS = 200
 _CHAOS_SECONDS = 120
+
+_CLUSTERS = (
+    {"3 nodes": ["--nodes", "3"], "5 nodes": ["--nodes", "5"]},
+    {"3 wired nodes": ["--nodes", "3", "--wired"], "2 nodes": ["--nodes", "2"]},
+    {"5 wired nodes": ["--nodes", "5", "--wired"], "1 node": ["--nodes", "1"]},
+)
+"""Kinds of simulated clusters, with their options."""
 
 
 class Tally:
@@ -50,6 +60,7 @@ def main() -> int:
     print(f"so far: {tally}", flush=True)
     end = time.monotonic() + 60 * arguments.minutes
     failed = 0
+    fuzzing = subprocess.Popen([sys.executable, "-m", "tests.fuzz", "--seconds", str(60 * arguments.minutes)])
     while (left := end - time.monotonic()) > 0:
         failed += _simulate(tally, min(_SLICE_MINUTES, max(0.1, left / 60)))
         failed += _run_tests(tally, "kills", _KILLS, "tests/process/test_kills.py", "RAFTKV_TEST_KILLS")
@@ -57,26 +68,31 @@ def main() -> int:
         failed += _run_tests(tally, "seconds of chaos", _CHAOS_SECONDS, chaos, "RAFTKV_TEST_CHAOS_SECONDS")
         crash_points = "tests/process/test_crash_points.py"
         failed += _run_tests(tally, "times every crash point", 1, crash_points, "RAFTKV_TEST_CRASH_STRIDE")
+        failed += _run_tests(tally, "times every test of the simulation", 1, "tests/simulation", "RAFTKV_TEST_ALL")
         print(f"so far: {tally}", flush=True)
-    return 1 if failed else 0
+    has_findings = fuzzing.wait() != 0
+    tally.add({"seconds of fuzzing": 60 * arguments.minutes, "failures in seconds of fuzzing": int(has_findings)})
+    print(f"so far: {tally}", flush=True)
+    return 1 if failed or has_findings else 0
 
 
 def _simulate(tally: Tally, minutes: float) -> int:
-    """Run both sizes of cluster side by side; return how many of the two failed."""
+    """Run all kinds of clusters, two side by side; return how many failed."""
     first = random.SystemRandom().randrange(10**9)
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
-        running = {}
-        for nodes in (3, 5):
-            summary = Path(directory) / f"{nodes}.json"
-            command = ["-m", "tests.simulation", "--seeds", f"{first}..{first + 10**6}", "--nodes", str(nodes)]
-            command += ["--minutes", str(minutes), "--summary", str(summary)]
-            running[nodes, summary] = subprocess.Popen([sys.executable, *command])
-        for (nodes, summary), process in running.items():
-            failed += process.wait() != 0
-            if summary.exists():
-                figures = json.loads(summary.read_text())
-                tally.add({f"{name} at {nodes} nodes": count for name, count in figures.items()})
+        for pair in _CLUSTERS:
+            running = {}
+            for kind, options in pair.items():
+                summary = Path(directory) / f"{kind}.json"
+                command = ["-m", "tests.simulation", "--seeds", f"{first}..{first + 10**6}", *options]
+                command += ["--minutes", str(minutes / len(_CLUSTERS)), "--summary", str(summary)]
+                running[kind, summary] = subprocess.Popen([sys.executable, *command])
+            for (kind, summary), process in running.items():
+                failed += process.wait() != 0
+                if summary.exists():
+                    figures = json.loads(summary.read_text())
+                    tally.add({f"{name} at {kind}": count for name, count in figures.items()})
     tally.add({"failures of the simulation": failed})
     return failed
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -86,9 +87,9 @@ class Machine:
             raise OSError(ctypes.get_errno(), "setns failed")
         os.close(descriptor)
 
-    def ask(self, scheme: str, address: str, path: str, seconds: float = 6.0) -> tuple[int, Any]:
+    def ask(self, scheme: str, address: str, path: str, seconds: float = 6.0, port: int = 2379) -> tuple[int, Any]:
         """Return status and JSON of an answer; status 0 without one."""
-        return self._threads.submit(_ask, f"{scheme}://{address}:2379{path}", seconds).result()
+        return self._threads.submit(_ask, f"{scheme}://{address}:{port}{path}", seconds).result()
 
     def connect(self, number: int) -> tuple[str, str]:
         """Make a network namespace that is on the bridge; return its name and address."""
@@ -152,10 +153,10 @@ class Pod:
         (self._container,) = template["spec"]["containers"]
         self._grace = template["spec"]["terminationGracePeriodSeconds"]
         self._environment = {key: value.replace("/tls/", f"{machine.secret}/") for key, value in environment.items()}
-        self.scheme = self._container["readinessProbe"]["httpGet"].get("scheme", "HTTP").lower()
+        self.scheme = "https" if "RAFTKV_TLS_CERT" in environment else "http"
         self.name = f"raftkv-{ordinal}"
         self._ordinal = ordinal
-        self._volume = machine.directory / "volumes" / self.name
+        self.volume = machine.directory / "volumes" / self.name
         self._log = machine.directory / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
@@ -174,7 +175,7 @@ class Pod:
 
     def start(self) -> None:
         """Create the pod: a new address, a container, and a kubelet that looks after it."""
-        self._volume.mkdir(parents=True, exist_ok=True)
+        self.volume.mkdir(parents=True, exist_ok=True)
         self._namespace, self.address = self._machine.connect(self._ordinal)
         self._stopping.clear()
         self._log_begin = len(self._log.read_text()) if self._log.exists() else 0
@@ -187,7 +188,8 @@ class Pod:
         """End the pod as Kubernetes does: what is to be done before, SIGTERM, and SIGKILL after the grace period."""
         self._end_kubelet()
         assert self._process is not None
-        subprocess.run(self._container["lifecycle"]["preStop"]["exec"]["command"], check=True)
+        if "lifecycle" in self._container:
+            subprocess.run(self._container["lifecycle"]["preStop"]["exec"]["command"], check=True)
         self._process.terminate()
         try:
             self._process.wait(self._grace)
@@ -206,19 +208,28 @@ class Pod:
 
     def lose_volume(self) -> None:
         """Forget everything that it had."""
-        shutil.rmtree(self._volume)
+        shutil.rmtree(self.volume)
 
     def execute(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of raftkv in the pod, as ``kubectl exec`` does."""
-        command = self._machine.command(self._namespace, sys.executable, "-m", "raftkv", *arguments)
+        command = self.command("raftkv", *arguments)
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self.variables())
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return what runs a command in the pod, on its network and with its volume at ``/data``."""
+        program = (sys.executable, "-m", "raftkv") if arguments[0] == "raftkv" else arguments[:1]
+        # A path in the pod is one on this machine, wherever it stands in a command.
+        in_volume = [re.sub(r"(?<![\w./-])/data\b", str(self.volume), argument) for argument in arguments[1:]]
+        return self._machine.command(self._namespace, *program, *in_volume)
 
     def probe(self, kind: str) -> bool:
         """Ask what one of the manifest's probes asks."""
         probe = self._container[kind]
         asked = probe["httpGet"]
         scheme = asked.get("scheme", "HTTP").lower()
-        return 200 <= self._machine.ask(scheme, self.address, asked["path"], probe.get("timeoutSeconds", 1))[0] < 400
+        (port,) = [port["containerPort"] for port in self._container["ports"] if port["name"] == asked["port"]]
+        seconds = probe.get("timeoutSeconds", 1)
+        return 200 <= self._machine.ask(scheme, self.address, asked["path"], seconds, port)[0] < 400
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait until something is so."""
@@ -236,6 +247,11 @@ class Pod:
         _status, document = self._machine.ask(self.scheme, self.address, "/v1/cluster/members")
         return {} if document is None else {member["name"]: member["votes"] for member in document["members"]}
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its container runs."""
+        return self._process is not None and self._process.poll() is None
+
     def log(self) -> str:
         """Return what it has said since the pod was created."""
         return self._log.read_text()[self._log_begin :]
@@ -245,8 +261,8 @@ class Pod:
         return {**os.environ, **self._environment}
 
     def _run_container(self) -> None:
-        arguments = [argument.replace("=/data", f"={self._volume}") for argument in self._container["args"]]
-        command = self._machine.command(self._namespace, sys.executable, "-m", "raftkv", *arguments)
+        # The image's entry point is raftkv.
+        command = self.command(*self._container.get("command", ["raftkv"]), *self._container.get("args", []))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.variables())
 
@@ -260,16 +276,19 @@ class Pod:
         assert self._process is not None
         failures = dict.fromkeys(("startupProbe", "livenessProbe", "readinessProbe"), 0)
         due = dict.fromkeys(failures, 0.0)
-        has_started = False
+        has_started = "startupProbe" not in self._container
         while not self._stopping.wait(0.05):
             if self._process.poll() is not None:
-                self.is_ready = has_started = False
+                self.is_ready = False
+                has_started = "startupProbe" not in self._container
                 self.restarts += 1
                 if self._stopping.wait(_RESTART_SECONDS):
                     return
                 self._run_container()
                 continue
             for kind in ["livenessProbe", "readinessProbe"] if has_started else ["startupProbe"]:
+                if kind not in self._container:
+                    continue
                 probe = self._container[kind]
                 if time.monotonic() < due[kind]:
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -144,13 +145,10 @@ def test_probes_ask_what_is_served_and_liveness_never_asks_for_a_quorum(rendered
     assert {probe["path"] for name, probe in probes.items() if name != "readinessProbe"} == {"/livez"}
     assert probes["readinessProbe"]["path"] == "/readyz"
     assert {probe["port"] for probe in probes.values()} == {"client"}
-    server = ServerThread()
-    try:
+    with ServerThread() as server:
         node = NodeProcess.__new__(NodeProcess)
         node.url = server.url
         assert {node.ask(probe["path"])[0] for probe in probes.values()} == {200}
-    finally:
-        server.stop()
 
 
 def test_nothing_runs_with_more_rights_than_it_needs(rendered):
@@ -171,6 +169,47 @@ def test_nothing_runs_with_more_rights_than_it_needs(rendered):
     assert str(config_of(pod(objects), 0).data_dir.parent) in written
 
 
+def test_no_volume_is_deleted_by_a_change_of_numbers_or_of_the_set(rendered):
+    _replicas, objects = rendered
+    policy = only(objects, "StatefulSet")["spec"]["persistentVolumeClaimRetentionPolicy"]
+    assert policy == {"whenScaled": "Retain", "whenDeleted": "Retain"}
+
+
+def test_maintenance_mode_mounts_the_same_volumes_and_runs_no_node():
+    def objects_of(overlay: str) -> list[dict[str, Any]]:
+        command = ["kubectl", "kustomize", str(ROOT / "overlays" / overlay)]
+        return list(yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout))
+
+    usual, changed = objects_of("production-3"), objects_of("maintenance")
+    for each in changed:
+        for version in VERSIONS:
+            kubernetes_validate.validate(each, version, strict=True)
+    (container,) = pod(changed)["spec"]["containers"]
+    (node,) = pod(usual)["spec"]["containers"]
+    assert container["command"][0] == "sh"
+    same = ("image", "env", "volumeMounts", "securityContext", "resources", "readinessProbe")
+    assert {key: container[key] for key in same} == {key: node[key] for key in same}
+    assert not container.keys() & {"args", "livenessProbe", "startupProbe", "lifecycle"}, "no node is asked or run"
+    for key in ("replicas", "volumeClaimTemplates", "persistentVolumeClaimRetentionPolicy", "podManagementPolicy"):
+        assert only(changed, "StatefulSet")["spec"][key] == only(usual, "StatefulSet")["spec"][key]
+    assert only(changed, "CronJob", "raftkv-backup")["spec"]["suspend"] is True
+    reader = only(changed, "Pod", "raftkv-backup-reader")["spec"]
+    assert reader["securityContext"].items() <= pod(usual)["spec"]["securityContext"].items()
+    assert reader["containers"][0]["securityContext"] == node["securityContext"]
+    assert reader["containers"][0]["image"] == node["image"]
+    job = only(usual, "CronJob", "raftkv-backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert reader["volumes"] == job["volumes"]
+
+
+def test_volumes_are_as_large_as_the_sizing_guide_asks(rendered):
+    _replicas, objects = rendered
+    (template,) = only(objects, "StatefulSet")["spec"]["volumeClaimTemplates"]
+    gibibytes = int(template["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
+    found = re.search(r"(\d+) times where backups are restored in place", (ROOT.parent / "docs/sizing.md").read_text())
+    assert found is not None
+    assert gibibytes * 2**30 >= int(found[1]) * config_of(pod(objects), 0).storage.quota_bytes
+
+
 def test_the_time_to_end_covers_what_a_node_does_then(rendered):
     _replicas, objects = rendered
     spec = pod(objects)["spec"]
@@ -188,3 +227,25 @@ def test_the_backup_job_is_a_command_that_exists(rendered):
         raftkv.commands[name].make_context(name, list(arguments))
         assert container["env"] == [{"name": "RAFTKV_ENDPOINTS", "value": "http://raftkv:2379"}]
         assert only(objects, "Service")["spec"]["ports"][0]["port"] == 2379
+
+
+def test_the_backups_fit_their_volume(rendered):
+    """Also when the data is at its quota and does not compress, with one more while the next is written."""
+    _replicas, objects = rendered
+    for job in (each for each in objects if each["kind"] == "CronJob"):
+        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        context = raftkv.commands["backup"].make_context("backup", container["args"][1:])
+        claim = only(objects, "PersistentVolumeClaim", "raftkv-backups")["spec"]["resources"]["requests"]["storage"]
+        assert claim.endswith("Gi")
+        size = int(claim.removesuffix("Gi")) * 2**30
+        assert (context.params["keep"] + 1) * config_of(pod(objects), 0).storage.quota_bytes <= size
+
+
+def test_the_backup_alert_knows_the_schedule(rendered):
+    _replicas, objects = rendered
+    manifest = yaml.safe_load((ROOT / "components/monitoring/prometheusrule.yaml").read_text())
+    rules = [rule for group in manifest["spec"]["groups"] for rule in group["rules"]]
+    (rule,) = [each for each in rules if each.get("alert") == "RaftkvBackupTooOld"]
+    assert rule["expr"].endswith("> 3 * 3600")
+    schedules = {each["spec"]["schedule"] for each in objects if each["kind"] == "CronJob"}
+    assert schedules <= {"0 * * * *"}, "the alert waits for three of them"

@@ -165,6 +165,7 @@ def test_a_set_is_restarted_scaled_and_repaired_under_load(pods):
             assert removed.returncode == 0, removed.stderr
             pod.wait("told that it was removed", lambda pod=pod: "was removed" in pod.log())
             end(running, pod)
+            # As k8s/README.md says: its claim is deleted.
             pod.lose_volume()
             load.wait_for_more()
         assert list(first.members()) == [first.name, second.name, third.name]

@@ -52,18 +52,30 @@ def test_the_nodes_read_what_is_mounted(rendered):
     assert {str(file) for file in (config.tls.cert, config.tls.key, config.tls.ca)} == mounted(pod(rendered)["spec"])
     assert config.advertise_client.startswith("https://")
     assert all(url.startswith("https://") for url in config.joining.urls)
-    # The kubelet shows no certificate.
-    assert config.tls.client_ca is None
 
 
-def test_everybody_asks_over_tls(rendered):
-    container = pod(rendered)["spec"]["containers"][0]
+def test_health_and_metrics_need_no_certificate(rendered):
+    """Neither the kubelet nor Prometheus has one to show, which ``--tls-client-ca`` would ask for."""
+    container, config = pod(rendered)["spec"]["containers"][0], config_of(pod(rendered), 0)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert config.listen_metrics is not None
+    assert config.listen_metrics.is_wildcard
+    assert ports["metrics"] == config.listen_metrics.port
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+        assert container[probe]["httpGet"]["port"] == "metrics"
+        assert "scheme" not in container[probe]["httpGet"]
+    (endpoint,) = only(rendered, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["port"] == "metrics"
+    assert "scheme" not in endpoint
+    by_name = {port["name"]: port for port in only(rendered, "Service", "raftkv-peers")["spec"]["ports"]}
+    assert (by_name["metrics"]["port"], by_name["metrics"]["targetPort"]) == (ports["metrics"], "metrics")
+
+
+def test_everybody_else_asks_over_tls(rendered):
+    container = pod(rendered)["spec"]["containers"][0]
     environment = {item["name"]: item.get("value") for item in container["env"]}
     assert environment["RAFTKV_ENDPOINTS"].startswith("https://")
     assert environment["RAFTKV_CACERT"] in mounted(pod(rendered)["spec"])
-    assert only(rendered, "ServiceMonitor")["spec"]["endpoints"][0]["scheme"] == "https"
     for job in (each for each in rendered if each["kind"] == "CronJob"):
         spec = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         variables = {item["name"]: item["value"] for item in spec["containers"][0]["env"]}

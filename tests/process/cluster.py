@@ -39,6 +39,10 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+LOGS: set[Path] = set()
+"""Logs of the nodes that this test has made; ``tests/conftest.py`` reads what they say of their event loops."""
+
+
 class NodeProcess:
     """One ``raftkv serve``."""
 
@@ -48,6 +52,7 @@ class NodeProcess:
         self.name = name
         self.data_dir = directory / name
         self.log_path = directory / f"{name}.log"
+        LOGS.add(self.log_path)
         self.url = f"http://127.0.0.1:{client_port}"
         self.command = [
             sys.executable,
@@ -90,9 +95,23 @@ class NodeProcess:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def ask(self, path: str, *, method: str = "GET", body: bytes | None = None, timeout: float = 6) -> tuple[int, Any]:
+    def peak_memory_bytes(self) -> int:
+        """Return the most memory that the process has had so far."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 6,
+    ) -> tuple[int, Any]:
         """Return status and JSON, or the bytes when the answer is none; status 0 when nobody answers."""
-        request = urllib.request.Request(f"{self.url}{path}", data=body, method=method)
+        request = urllib.request.Request(f"{self.url}{path}", data=body, headers=headers or {}, method=method)
         try:
             with self.open(request, timeout) as answer:
                 return answer.status, _content(answer)
@@ -154,9 +173,13 @@ class ProcessCluster:
     def endpoints(self) -> str:
         return ",".join(node.url for node in self.nodes)
 
+    def environment_of(self, node: NodeProcess) -> dict[str, str]:
+        """Variables of a node's process, besides those of this one."""
+        return {}
+
     def __enter__(self) -> Self:
         for node in self.nodes:
-            node.start()
+            node.start(environment=self.environment_of(node))
         try:
             self.wait_ready()
         except BaseException:

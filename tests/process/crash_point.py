@@ -83,7 +83,7 @@ def _watch_disk(point: CrashPoint) -> None:
 
 def _arm_at(point: CrashPoint, what: str) -> None:
     if what == "snapshot":
-        SnapshotKeeper._copy_and_adopt = point.arming(SnapshotKeeper._copy_and_adopt)  # type: ignore[method-assign]
+        SnapshotKeeper._copy = point.arming(SnapshotKeeper._copy)  # type: ignore[method-assign]
     elif what == "install":
         SnapshotKeeper.receive_chunk = point.arming(SnapshotKeeper.receive_chunk)  # type: ignore[method-assign]
     elif what == "membership":

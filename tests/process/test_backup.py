@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from raftkv.client import BlockingClient, Found, txn
-from raftkv.types import Consistency
-from tests.process.cluster import NodeProcess, ProcessCluster
+from raftkv.client import BlockingClient, Client, Found, txn
+from raftkv.errors import RevisionCompacted
+from raftkv.store.rewriting import DEFAULT_REVISION_BUMP
+from raftkv.types import Consistency, Revision
+from tests.process.cluster import READY_SECONDS, NodeProcess, ProcessCluster
 
 pytestmark = pytest.mark.process
 
@@ -59,7 +64,7 @@ def test_a_new_cluster_begins_where_the_backup_was_taken_under_load(tmp_path):
     assert revision >= acknowledged[so_far - 1]
     with_room = tmp_path / "new"
     new = ProcessCluster(with_room)
-    restore(backup, new)
+    restore(backup, new, "--bump-revision=0")
     with new, BlockingClient(new.endpoints.split(",")) as client:
         assert client.cluster().cluster_id != old_id
         found = client.get(b"before", Consistency.LINEARIZABLE)
@@ -83,7 +88,7 @@ def test_a_new_cluster_begins_where_the_backup_was_taken_under_load(tmp_path):
     with earlier, BlockingClient(earlier.endpoints.split(",")) as client:
         expected = {b"load/%d" % (number % 50): acknowledged[number] for number in range(middle + 1)}
         assert {item.key: item.mod_revision for item in client.list(b"load/")} == expected
-        assert client.put(b"after", b"1").revision == acknowledged[middle] + 1
+        assert client.put(b"after", b"1").revision == acknowledged[middle] + DEFAULT_REVISION_BUMP + 1
     too_far = raftkv(
         "snapshot", "restore", str(backup), f"--data-dir={tmp_path}/none", "--initial-cluster=n1=127.0.0.1:1",
         f"--revision={revision + 1}",
@@ -91,6 +96,48 @@ def test_a_new_cluster_begins_where_the_backup_was_taken_under_load(tmp_path):
     assert (too_far.returncode, "the backup has the history from revision" in too_far.stderr) == (2, True)
     # A member of the new cluster is a stranger to the old one.
     assert json.loads((old.nodes[0].data_dir / "identity.json").read_text())["cluster_id"] == old_id
+
+
+async def test_watches_and_retries_of_old_cluster_are_told_of_restore(tmp_path):
+    backup = tmp_path / "backup"
+    with ProcessCluster(tmp_path, 1) as cluster:
+        (node,) = cluster.nodes
+        async with Client([node.url], timeout_seconds=20) as client:
+            watching = client.watch(prefix=b"k/", from_revision=Revision(2))
+            for number in range(7):
+                await client.put(b"k/%d" % number, b"")
+            for number in range(7, 11):
+                status, _ = node.ask(f"/v1/kv/k/{number}", method="PUT", body=b"", headers=once(number))
+                assert status == 201
+            seen = [(await anext(watching)).revision for _ in range(11)]
+            assert seen == list(range(2, 13))
+            saved = await asyncio.to_thread(raftkv, "snapshot", "save", str(backup), f"--endpoints={node.url}")
+            assert saved.returncode == 0, saved.stderr
+            node.kill()
+            node.data_dir.rename(tmp_path / "lost")
+            await asyncio.to_thread(restore, backup, cluster, "--revision=8")
+            node.start()
+            await asyncio.to_thread(cluster.wait_ready)
+            for number in range(7, 11):
+                status, answer = node.ask(f"/v1/kv/k/{number}", method="PUT", body=b"", headers=once(number))
+                assert (status, answer["version"]) == (201, 1), "the write was undone, so its retry is applied"
+                assert answer["revision"] > DEFAULT_REVISION_BUMP
+            with pytest.raises(RevisionCompacted):
+                await asyncio.wait_for(anext(watching), 20)
+            for begin in (9, 13, 20):
+                status, problem = node.ask(f"/v1/watch?prefix=k/&from_revision={begin}")
+                assert (status, problem["type"].rpartition(":")[2]) == (410, "revision-compacted")
+            async with aiohttp.ClientSession() as session:
+                create = {"create_request": {"key": "aw==", "range_end": "bA==", "start_revision": 13}}
+                async with session.post(node.url + "/v3/watch", json=create) as stream:
+                    frames = [json.loads(await stream.content.readline())["result"] for _ in range(2)]
+            assert frames[0]["created"]
+            assert frames[1]["canceled"]
+            assert int(frames[1]["compact_revision"]) > DEFAULT_REVISION_BUMP
+
+
+def once(number: int) -> dict[str, str]:
+    return {"Idempotency-Key": f"once-{number}"}
 
 
 def test_what_is_damaged_or_in_the_way_is_refused(tmp_path):
@@ -176,13 +223,46 @@ def test_a_new_cluster_is_forced_from_a_survivor_when_the_majority_is_gone(tmp_p
             assert client.get(b"k/49").item.mod_revision == stored[-1].mod_revision
             assert len(list(client.list(b"k/"))) == 50
             assert client.cluster().members[0].name == leader.name
-            client.put(b"k/50", b"")
+            assert client.put(b"k/50", b"").revision > stored[-1].revision + DEFAULT_REVISION_BUMP
         # The dead of the old cluster are strangers when they come back.
         others[0].start()
         assert not others[0].is_ready()
         survivor.terminate()
         names = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(f"{leader.name}-"))
         assert [name.rsplit(".", 1)[1] for name in names] == ["old", "snapshot"]
+
+
+def test_old_members_that_come_back_do_not_end_a_recovered_one(tmp_path):
+    """Play the procedure of docs/operations.md through, with two old members that return in the middle of it."""
+    with ProcessCluster(tmp_path) as cluster:
+        with BlockingClient(cluster.endpoints.split(",")) as client:
+            client.put(b"k", b"1")
+        survivor, *others = [cluster.leader(), *cluster.followers()]
+        for node in cluster.nodes:
+            node.kill()
+        arguments = [f"--data-dir={survivor.data_dir}", f"--initial-cluster={cluster.members}", "--yes"]
+        done = raftkv("recover", "--force-new-cluster", *arguments)
+        assert done.returncode == 0, done.stderr
+        (backup,) = tmp_path.glob("*.snapshot")
+        for node in cluster.nodes:
+            node.start()
+        # Each side has dialled the other, and both old members have refused the recovered one.
+        deadline = time.monotonic() + READY_SECONDS
+        advice = "which was restored from cluster"
+        while not all(f"{node.name} refuses this node" in survivor.log() and advice in node.log() for node in others):
+            assert time.monotonic() < deadline, (survivor.log(), *(node.log() for node in others))
+            time.sleep(0.05)
+        assert survivor.is_running, survivor.log()[-2000:]
+        for node in others:
+            node.terminate()
+            node.data_dir.rename(tmp_path / f"{node.name}.old")
+            arguments = [f"--data-dir={node.data_dir}", f"--name={node.name}", f"--initial-cluster={cluster.members}"]
+            assert raftkv("snapshot", "restore", str(backup), *arguments).returncode == 0
+            node.start()
+        cluster.wait_ready()
+        for node in cluster.nodes:
+            with BlockingClient([node.url]) as client:
+                assert client.get(b"k").item.value == b"1"
 
 
 def test_what_is_no_data_directory_cannot_be_recovered(tmp_path):

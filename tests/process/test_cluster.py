@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -91,6 +92,11 @@ def test_a_minority_refuses_writes_and_linearizable_reads_and_stays_alive(cluste
     assert (status, body, headers["X-Raftkv-Consistency"]) == (200, b"x", "stale")
     assert survivor.ask("/livez")[0] == 200
     assert survivor.ask("/readyz")[0] == 503
+    deadline = time.monotonic() + 10
+    while (status := survivor.status())["leader"] is not None:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.02)
+    assert b"\nraftkv_has_leader 0.0\n" in survivor.ask("/metrics")[1]
     for node in cluster.nodes:
         if node is not survivor:
             node.start()

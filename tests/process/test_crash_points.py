@@ -23,7 +23,7 @@ from tests.process.cluster import READY_SECONDS, NodeProcess, ProcessCluster
 
 pytestmark = pytest.mark.process
 
-STRIDE = int(os.environ.get("RAFTKV_TEST_CRASH_STRIDE", "4"))
+STRIDE = int(os.environ.get("RAFTKV_TEST_CRASH_STRIDE", "8"))
 MOST_STEPS = 2000
 
 
@@ -38,8 +38,10 @@ class Crashing(ProcessCluster):
     """Nodes that can be told to end at a step."""
 
     def __init__(self, directory: Path, count: int) -> None:
-        # Without its history the store stays small, and so does the number of steps.
-        super().__init__(directory, count, "--snapshot-journal-bytes=4096", "--compact-keep-revisions=50")
+        # Without its history the store stays small, and so does the number of steps. No log is kept for members that
+        # are behind, so that each of them is sent a snapshot.
+        flags = ("--snapshot-journal-bytes=4096", "--snapshot-catch-up-bytes=0", "--compact-keep-revisions=50")
+        super().__init__(directory, count, *flags)
         for node in self.nodes:
             at = node.command.index("raftkv")
             node.command[at] = "tests.process.crash_point"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -103,7 +104,7 @@ def test_a_torn_tail_of_the_journal_is_cut_and_logged(node):
     with segment.open("ab") as file:
         file.write(bytes(7))
     serve_until_ready(node)
-    assert "cut 7 bytes of a torn record" in node.log()
+    assert "cut 7 bytes of an unsynced write" in node.log()
     assert all(node.ask(f"/v1/kv/key{number}") == (200, b"value") for number in range(20))
 
 
@@ -187,7 +188,7 @@ def test_a_member_that_lost_its_disk_is_refused(tmp_path):
         victim = cluster.nodes[1]
         victim.kill()
         shutil.rmtree(victim.data_dir)
-        expect_refusal(victim, 1, "refuses this node", "has come back with other storage")
+        expect_refusal(victim, 1, "refuses this node", "has taken part in it with other storage", "member replace n2")
 
 
 def test_a_full_disk_refuses_writes_and_serves_reads(node):
@@ -200,6 +201,37 @@ def test_a_full_disk_refuses_writes_and_serves_reads(node):
     assert node.ask("/v1/kv/a") == (200, b"x")
     assert node.ask("/v1/kv/b")[0] == 404
     assert node.is_ready()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 120 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", path], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system takes the rights of an administrator")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize("min_free_bytes", [1_000_000, 20_000_000])
+def test_leader_on_a_small_disk_refuses_writes_before_it_is_full(small_disk, node, min_free_bytes):
+    node.data_dir = small_disk / "n1"
+    node.command = [f"--data-dir={node.data_dir}" if "--data-dir" in part else part for part in node.command]
+    serve_until_ready(node, f"--min-free-bytes={min_free_bytes}")
+    for number in range(600):
+        status, problem = node.ask(f"/v1/kv/big{number}", method="PUT", body=os.urandom(200_000))
+        if status != 201:
+            break
+    assert (status, problem["type"], problem["applied"]) == (507, "urn:raftkv:problem:storage-low", "no")
+    assert node.ask("/v1/kv/big0", method="DELETE")[0] == 200, "what frees space goes on"
+    assert node.is_ready()
+    assert node.terminate() == 0
+    serve_until_ready(node)
+    assert len(node.ask(f"/v1/kv/big{number - 1}")[1]) == 200_000
 
 
 def test_a_store_that_cannot_grow_refuses_writes_and_keeps_serving(node):
@@ -271,6 +303,19 @@ def test_wrong_settings_are_named(node, flags, words):
     node.command += flags
     expect_refusal(node, 2, words)
     assert not node.data_dir.exists()
+
+
+def test_logs_are_as_they_are_configured(node, tmp_path):
+    config = tmp_path / "raftkv.toml"
+    config.write_text('log_level = "error"\naccess_log = true\nlog_format = "json"\nslow_request_ms = 0\n')
+    serve_until_ready(node, f"--config={config}")
+    assert node.ask("/v1/kv/a", method="PUT", body=b"secret", headers={"X-Request-Id": "mine"})[0] == 201
+    assert node.terminate() == 0
+    records = [json.loads(line) for line in node.log().splitlines()]
+    assert {record["logger"] for record in records} == {"raftkv.http.access"}, "nothing else is an error"
+    (request,) = [record["request"] for record in records if record["request"]["id"] == "mine"]
+    assert (request["method"], request["path"], request["operation"]) == ("PUT", "/v1/kv/a", "put")
+    assert "secret" not in node.log()
 
 
 def test_a_configuration_file_is_read(node, tmp_path):

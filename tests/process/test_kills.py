@@ -14,7 +14,7 @@ from raftkv.errors import NotApplied, UnknownOutcome
 from raftkv.types import Condition, Revision
 from tests.process.cluster import ProcessCluster
 
-KILLS = int(os.environ.get("RAFTKV_TEST_KILLS", "60"))
+KILLS = int(os.environ.get("RAFTKV_TEST_KILLS", "30"))
 WRITERS = 8
 # Small enough that snapshots, compaction and catching up happen between the kills.
 SNAPSHOT_FLAG = "--snapshot-journal-bytes=200000"

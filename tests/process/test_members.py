@@ -109,6 +109,12 @@ def test_a_cluster_grows_and_shrinks_under_load_and_loses_nothing(tmp_path):
             node.start()
             node.wait_ready()
             load.wait_for_more()
+        # As documented: a directory that has joined needs neither --join nor --initial-cluster.
+        joined = new[0]
+        joined.command = [flag for flag in joined.command if not flag.startswith("--join")]
+        assert joined.terminate() == 0
+        joined.start()
+        joined.wait_ready()
         listing = raftkv("member", "list", endpoints=cluster.endpoints).stdout
         assert [line.split("\t")[::3] for line in listing.splitlines()] == [
             [f"n{number}", "votes"] for number in range(1, 6)
@@ -275,13 +281,39 @@ def test_a_member_moves_to_another_address(tmp_path):
         moved = next(node for node in cluster.nodes if node is not leader_of(cluster))
         (port,) = free_ports(1)
         moved.terminate()
-        change("move", moved.name, f"127.0.0.1:{port}", endpoints=cluster.endpoints)
+        refused = raftkv("member", "move", moved.name, f"127.0.0.1:{port}", endpoints=cluster.endpoints)
+        assert refused.returncode == 1
+        assert f"{moved.name} does not answer at 127.0.0.1:{port}" in refused.stderr
+        other = leader_of(cluster)
         # The list of the first members is what the cluster began with, and says where this one was then.
         moved.command = [flag for flag in moved.command if not flag.startswith(("--initial-cluster", "--listen-peer"))]
-        moved.start(f"--listen-peer=127.0.0.1:{port}", f"--join={cluster.endpoints}")
+        moved.start(f"--listen-peer=127.0.0.1:{port}")
+        deadline = time.monotonic() + READY_SECONDS
+        while moved.ask("/livez")[0] != 200:
+            assert time.monotonic() < deadline, moved.log()
+            time.sleep(0.05)
+        change("move", moved.name, f"127.0.0.1:{port}", endpoints=cluster.endpoints)
         moved.wait_ready()
+        listing = raftkv("member", "list", endpoints=other.url).stdout
+        assert f"127.0.0.1:{port}\t" in listing
         load.wait_for_more()
         assert missing_from(moved, load) == []
+
+
+def test_copy_of_a_running_member_ends_and_the_member_goes_on(tmp_path):
+    with ProcessCluster(tmp_path) as cluster, Load(cluster.endpoints) as load:
+        load.wait_for_more()
+        original = next(node for node in cluster.nodes if node is not leader_of(cluster))
+        elsewhere = tmp_path / "elsewhere"
+        shutil.copytree(original.data_dir, elsewhere / original.name)
+        copy = NodeProcess(original.name, elsewhere, *free_ports(2), None)
+        copy.start()
+        assert copy.wait(READY_SECONDS) == 1, copy.log()
+        assert f"another process with the data directory of {original.name}" in copy.log()
+        assert "this one is a copy, and ends" in copy.log()
+        load.wait_for_more()
+        original.wait_ready()
+        assert missing_from(original, load) == []
 
 
 @pytest.mark.parametrize("version", ["v3", "v3beta"])

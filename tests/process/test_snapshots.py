@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -93,3 +94,31 @@ def test_a_damaged_snapshot_is_refused_when_it_is_needed(tmp_path):
         last_line = node.log().strip().splitlines()[-1]
         assert str(data) in last_line
         assert "corrupt" in last_line
+
+
+def test_member_catches_up_with_one_transfer_under_steady_writes(tmp_path):
+    """The transfer takes some 6 s at 4 MB/s, in which as much is written as makes several snapshots due."""
+    flags = (f"--snapshot-journal-bytes={JOURNAL_BYTES}", "--snapshot-bytes-per-s=4000000")
+    with ProcessCluster(tmp_path, 3, *flags) as cluster:
+        laggard = cluster.followers()[0]
+        laggard.kill()
+        asyncio.run(write_many(cluster.endpoints, 0, 20_000))
+        others = [node for node in cluster.nodes if node is not laggard]
+        endpoints = ",".join(node.url for node in others)
+
+        async def write_until_installed() -> None:
+            deadline = time.monotonic() + 60
+            while "installed the snapshot at index" not in laggard.log():
+                assert time.monotonic() < deadline, "no snapshot was installed"
+                await write_many(endpoints, 0, 1_000)
+            await write_many(endpoints, 0, 2_000)
+
+        laggard.start()
+        asyncio.run(write_until_installed())
+        cluster.wait_ready()
+        logs = "".join(node.log() for node in others)
+        assert len(re.findall(rf"{laggard.name} needs the snapshot at index", logs)) == 1
+        ((sent, needed),) = re.findall(r"(\d+) chunks were sent for (\d+)", logs)
+        assert int(needed) > 200
+        assert int(sent) <= int(needed) + 5
+        assert asyncio.run(read_all(laggard.url)) == asyncio.run(read_all(others[0].url))

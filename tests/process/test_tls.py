@@ -8,37 +8,15 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
 from raftkv.client import BlockingClient, TlsFiles, Unreachable
-from raftkv.runtime.framing import PROTOCOL_VERSION, Channel, Hello, encode_handshake
+from raftkv.runtime.framing import PROTOCOL_VERSION, Channel, Hello, Rejected, decode_handshake, encode_handshake
 from raftkv.types import ClusterId
 from tests.process.cluster import READY_SECONDS, NodeProcess, ProcessCluster, free_ports
+from tests.process.tls_nodes import encrypted
 from tests.tls_files import TestAuthority
-
-
-class TlsNode(NodeProcess):
-    """A node that is asked over TLS."""
-
-    context: ssl.SSLContext
-
-    def open(self, request, timeout):
-        return urllib.request.build_opener(urllib.request.HTTPSHandler(context=self.context)).open(
-            request, timeout=timeout
-        )
-
-
-def encrypted(node: NodeProcess, authority: TestAuthority, *flags: str) -> TlsNode:
-    cert, key = authority.certify(node.name, "127.0.0.1", "localhost")
-    node.__class__ = TlsNode
-    assert isinstance(node, TlsNode)
-    node.url = node.url.replace("http://", "https://")
-    node.context = ssl.create_default_context(cafile=authority.certificate)
-    node.context.load_cert_chain(*authority.certify("client", "client"))
-    node.command += [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-ca={authority.certificate}", *flags]
-    return node
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +86,39 @@ def test_members_speak_with_members_only(cluster, authority, tmp_path):
     assert said_to(hello, port, context) != b""
 
 
+def test_certificate_of_the_authority_for_another_host_speaks_for_no_member(cluster, authority):
+    """All that is known of a member does not help who has no certificate for its address."""
+    port = int(cluster.members.partition(",")[0].rpartition(":")[2])
+    _status, document = cluster.leader().ask("/v1/cluster/members")
+    (known,) = [member for member in document["members"] if member["name"] == "n2"]
+    hello = encode_handshake(
+        Hello(
+            PROTOCOL_VERSION,
+            document["cluster_id"],
+            "n2",
+            int(known["id"], 16),
+            known["storage_id"],
+            "n1",
+            "https://127.0.0.1:1",
+            known["peer_address"],
+        )
+    )
+    context = ssl.create_default_context(cafile=authority.certificate)
+    context.load_cert_chain(*authority.certify("client", "client"))
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
+    ):
+        wrapped.sendall(hello)
+        received = b""
+        while data := wrapped.recv(4096):
+            received += data
+    answer = decode_handshake(received[4:])
+    assert isinstance(answer, Rejected)
+    assert answer.code == "unproven"
+    assert "is not for 127.0.0.1" in answer.text
+
+
 def test_a_silent_handshake_is_ended(cluster):
     host, port = cluster.nodes[0].url.removeprefix("https://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as silent:
@@ -131,6 +142,8 @@ def test_the_command_line_speaks_tls(cluster, authority):
 
     assert run("put", "b", "2").returncode == 0
     assert run("get", "b").stdout.strip() == "2"
+    healthy = run("endpoint", "health", "--cluster")
+    assert (healthy.returncode, healthy.stdout.count("\thealthy\t")) == (0, 3), healthy.stderr
     refused = run("get", "b", "--timeout=1", RAFTKV_CACERT="")
     assert refused.returncode != 0
     assert "certificate" in refused.stderr.lower()
