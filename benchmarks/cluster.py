@@ -33,7 +33,7 @@ class BenchmarkCluster:
         self._temporary = tempfile.TemporaryDirectory(prefix="raftkv-benchmark-", dir=directory)
         self._restart = restart
         self.directory = Path(self._temporary.name)
-        self._port = _free_ports(count)
+        self._port = free_ports(count)
         self.urls = [f"http://127.0.0.1:{self._port + 10 * number}" for number in range(count)]
         self._process: subprocess.Popen[str] | None = None
 
@@ -78,28 +78,40 @@ class BenchmarkCluster:
         while waiting:
             if time.monotonic() > deadline:
                 raise SystemExit("the cluster did not get ready again")
-            waiting = [node for node in waiting if self.pid(node) == without_pid or not self._is_ready(node)]
+            waiting = [node for node in waiting if self.pid(node) == without_pid or not is_ready(self.urls[node])]
             time.sleep(0.05)
-
-    def _is_ready(self, node: int) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.urls[node]}/readyz", timeout=10) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
     def resident_bytes(self, node: int) -> int:
         """Return the physical memory that a node uses, its share of mapped files included."""
-        pages = int(Path(f"/proc/{self.pid(node)}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(self.pid(node))
 
     def private_bytes(self, node: int) -> int:
         """Return the physical memory of a node that is no mapped file."""
-        lines = Path(f"/proc/{self.pid(node)}/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+        return private_bytes(self.pid(node))
 
 
-def _free_ports(count: int) -> int:
+def is_ready(url: str) -> bool:
+    """Return whether a node serves linearizable reads."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the physical memory that a process uses, its share of mapped files included."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def private_bytes(pid: int) -> int:
+    """Return the physical memory of a process that is no mapped file."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def free_ports(count: int) -> int:
     """Return a port so that it, and those of the nodes after it, are free now."""
     while True:
         with socket.socket() as probe:
