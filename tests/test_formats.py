@@ -210,13 +210,13 @@ def test_a_store_takes_a_later_format_on_when_the_version_rises(monkeypatch, lat
     disk = VirtualDisk()
     without = stored(MemoryBackend(VirtualDisk().root), both)
     hashes = [applied(without, command) for command in commands]
-    later(STORE_FORMATS, bookkeeping._read_6)
+    later(STORE_FORMATS, bookkeeping._read_7)
     backend = MemoryBackend(disk.root)
     machine = stored(backend, both)
-    assert formats_of_copy(machine, "new") == (6, 6)
+    assert formats_of_copy(machine, "new") == (7, 7)
     machine = Machine(backend, CLUSTER, both)
     found = [applied(machine, commands[0])]
-    assert formats_of_copy(machine, "opened again") == (6, 6)
+    assert formats_of_copy(machine, "opened again") == (7, 7)
     found.append(applied(machine, commands[1]))
     assert formats_of_copy(machine, "raised") == (LATER, LATER)
     machine = Machine(backend, CLUSTER, both)
@@ -236,10 +236,10 @@ def test_a_store_that_was_not_at_the_format_of_its_version_takes_it_on_at_the_ne
     backend = MemoryBackend(VirtualDisk().root)
     machine = stored(backend, both)
     apply_to(machine, SetClusterVersion(NEXT))
-    later(STORE_FORMATS, bookkeeping._read_6)
+    later(STORE_FORMATS, bookkeeping._read_7)
     machine = Machine(backend, CLUSTER, both)
     with backend.read() as view:
-        assert bookkeeping.format_of(view) == 6
+        assert bookkeeping.format_of(view) == 7
     machine.apply([CommittedEntry(Index(3), Term(1), None)])
     with backend.read() as view:
         assert bookkeeping.format_of(view) == LATER
@@ -328,7 +328,7 @@ def test_a_restored_data_directory_has_the_formats_of_the_version_in_the_backup(
         return records._read_1(fields)
 
     later(JOURNAL_FORMATS, read_journal)
-    later(STORE_FORMATS, bookkeeping._read_6)
+    later(STORE_FORMATS, bookkeeping._read_7)
     later(IDENTITY_FORMATS, identity._read_2)
     (tmp_path / "store").mkdir()
     machine = stored(LmdbBackend(tmp_path / "store", 1_048_576), both)

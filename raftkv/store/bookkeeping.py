@@ -120,7 +120,7 @@ def check_readable(store_format: int, cluster_version: str, supported: Supported
         raise UnsupportedVersion(f"{source}: {refusal}; nothing was changed")
 
 
-def _read_6(view: ReadTransaction) -> StoreInfo:
+def _read_7(view: ReadTransaction) -> StoreInfo:
     meta = view.view(Space.META)
     state = meta.get(_STATE)
     cluster_id = meta.get(_CLUSTER_ID)
@@ -139,4 +139,4 @@ def _read_6(view: ReadTransaction) -> StoreInfo:
     )
 
 
-STORE_FORMATS: Formats[ReadTransaction, StoreInfo] = Formats("store", {6: Format(_read_6)})
+STORE_FORMATS: Formats[ReadTransaction, StoreInfo] = Formats("store", {7: Format(_read_7)})

@@ -14,23 +14,22 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
 
 import lmdb
 import orjson
 
 from raftkv.errors import InvariantViolated, StorageFailed
 from raftkv.ports import PRIVATE_DIRECTORY, PRIVATE_FILE, private_opener
-from raftkv.store import long_keys
-from raftkv.store.backend import LONG_KEYED, CopyAbandoned, Space, StoreIsFull
+from raftkv.store.backend import CopyAbandoned, Space, StoreIsFull
 from raftkv.store.copy_file import CopyFile, sync_and_forget
 from raftkv.store.copy_thread import CopyThread
 from raftkv.store.held_view import LockedView
+from raftkv.store.lmdb_trees import LmdbTransaction
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,7 @@ _UNTRUSTED_SUFFIX = ".untrusted"
 _STAGED_SUFFIX = ".partial"
 
 _NAMED_DATABASES = 16
-_NEXT_RECORD = b"next-record"
-_LONG_RECORDS = b"long"
+_LONG_NODES = b"nodes"
 
 
 class LmdbBackend:
@@ -103,13 +101,13 @@ class LmdbBackend:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._allocate(self._map_bytes)
         self._databases = {space: self._environment.open_db(space.value.encode()) for space in Space}
-        self._long = self._environment.open_db(_LONG_RECORDS)
+        self._nodes = self._environment.open_db(_LONG_NODES)
 
     @contextmanager
-    def read(self) -> Iterator[_Transaction]:
+    def read(self) -> Iterator[LmdbTransaction]:
         """Open a view."""
         with self._environment.begin() as transaction:
-            yield _Transaction(transaction, self._databases, self._long)
+            yield LmdbTransaction(transaction, self._databases, self._nodes)
 
     def hold(self) -> LockedView:
         """Open a view that stays open."""
@@ -117,7 +115,7 @@ class LmdbBackend:
         # Pages that the view sees are not used again, so the file grows with each write meanwhile.
         self._held_limit = max(self.file_bytes(), 2 * self.used_bytes() + _HELD_ROOM_BYTES)
         transaction = self._environment.begin()
-        self._held = LockedView(_Transaction(transaction, self._databases, self._long), transaction.abort)
+        self._held = LockedView(LmdbTransaction(transaction, self._databases, self._nodes), transaction.abort)
         return self._held
 
     def _release_held(self) -> None:
@@ -126,7 +124,7 @@ class LmdbBackend:
             self._held = None
 
     @contextmanager
-    def write(self) -> Iterator[_Transaction]:
+    def write(self) -> Iterator[LmdbTransaction]:
         """Open a transaction."""
         if self._is_writing:
             # LMDB would wait for the end of the first one, in the thread that holds it.
@@ -135,7 +133,7 @@ class LmdbBackend:
         try:
             with self._environment.begin(write=True) as transaction:
                 try:
-                    yield _Transaction(transaction, self._databases, self._long)
+                    yield LmdbTransaction(transaction, self._databases, self._nodes)
                 except BaseException:
                     # What is undone waits in py-lmdb until no other thread copies.
                     if self._copy is not None:
@@ -209,7 +207,7 @@ class LmdbBackend:
     def used_bytes(self) -> int:
         """Return the size of the pages that hold data."""
         with self._environment.begin() as transaction:
-            stats = [transaction.stat(database) for database in (*self._databases.values(), self._long)]
+            stats = [transaction.stat(database) for database in (*self._databases.values(), self._nodes)]
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return int(pages * stats[0]["psize"])
 
@@ -247,7 +245,7 @@ class LmdbBackend:
         """Whether a copy is under way."""
         return self._copying.locked()
 
-    def open_copy(self, path: str) -> AbstractContextManager[_Transaction]:
+    def open_copy(self, path: str) -> AbstractContextManager[LmdbTransaction]:
         """Open a copy for reading."""
         return open_copy(Path(path))
 
@@ -337,186 +335,6 @@ class LmdbBackend:
             raise StorageFailed(f"allocating {size} bytes in {self._directory} failed: {error.strerror}") from error
         finally:
             os.close(descriptor)
-
-
-class _Transaction:
-    """One LMDB transaction."""
-
-    def __init__(self, transaction: Any, databases: dict[Space, Any], long_records: Any) -> None:
-        self._transaction = transaction
-        self._databases = databases
-        self._long = long_records
-
-    def view(self, space: Space) -> _ShortTree | _LongTree:
-        return self.tree(space)
-
-    def tree(self, space: Space) -> _ShortTree | _LongTree:
-        database = self._databases[space]
-        if space in LONG_KEYED:
-            return _LongTree(self._transaction, database, self._long, self._databases[Space.META])
-        return _ShortTree(self._transaction, database)
-
-
-class _ShortTree:
-    """A tree whose keys are short enough for LMDB."""
-
-    def __init__(self, transaction: Any, database: Any) -> None:
-        self._transaction = transaction
-        self._database = database
-
-    def get(self, key: bytes) -> bytes | None:
-        record: bytes | None = self._transaction.get(key, db=self._database)
-        return record
-
-    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        with self._transaction.cursor(db=self._database) as cursor:
-            if not cursor.set_range(start or b"\0"):
-                return
-            for key, record in cursor:
-                if end is not None and key >= end:
-                    return
-                yield key, record
-
-    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
-        with self._transaction.cursor(db=self._database) as cursor:
-            if cursor.set_range(key):
-                if cursor.key() == key:
-                    return key, cursor.value()
-                found = cursor.prev()
-            else:
-                found = cursor.last()
-            return (cursor.key(), cursor.value()) if found else None
-
-    def put(self, key: bytes, record: bytes) -> None:
-        self._transaction.put(key, record, db=self._database)
-
-    def put_all(self, records: Sequence[tuple[bytes, bytes]]) -> None:
-        with self._transaction.cursor(db=self._database) as cursor:
-            cursor.putmulti(records)
-
-    def delete(self, key: bytes) -> bool:
-        return bool(self._transaction.delete(key, db=self._database))
-
-    def pop(self, key: bytes) -> bytes | None:
-        record: bytes | None = self._transaction.pop(key, db=self._database)
-        return record
-
-    def pop_first(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        found: list[tuple[bytes, bytes]] = []
-        with self._transaction.cursor(db=self._database) as cursor:
-            is_there = cursor.set_range(start or b"\0")
-            while is_there and len(found) < limit and (key := cursor.key()) < end:
-                found.append((key, cursor.value()))
-                # The cursor goes on to the next key, and has an empty one behind the last.
-                cursor.delete()
-                is_there = bool(cursor.key())
-        return found
-
-
-class _LongTree:
-    """A tree of keys of any length."""
-
-    def __init__(self, transaction: Any, database: Any, long_records: Any, meta: Any) -> None:
-        self._transaction = transaction
-        self._database = database
-        self._long = long_records
-        self._meta = meta
-
-    def get(self, key: bytes) -> bytes | None:
-        record: bytes | None
-        if long_keys.is_direct(key):
-            record = self._transaction.get(key, db=self._database)
-            return record
-        bucket = self._bucket(key)
-        position, found = long_keys.find(bucket, key)
-        return self._long_record(bucket[position][1]) if found else None
-
-    def scan(self, start: bytes, end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        with self._transaction.cursor(db=self._database) as cursor:
-            tree_start = start if long_keys.is_direct(start) else long_keys.bucket_key(start)
-            if not cursor.set_range(tree_start or b"\0"):
-                return
-            for tree_key, data in cursor:
-                for key, record in self._expand(tree_key, data):
-                    if key < start:
-                        continue
-                    if end is not None and key >= end:
-                        return
-                    yield key, record
-
-    def _expand(self, tree_key: bytes, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        if not long_keys.is_bucket(tree_key):
-            yield tree_key, data
-            return
-        shared = tree_key[: long_keys.DIRECT_BYTES]
-        for suffix, number in long_keys.decode_bucket(data):
-            yield shared + suffix, self._long_record(number)
-
-    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
-        raise NotImplementedError("only trees with short keys are asked for this")
-
-    def put(self, key: bytes, record: bytes) -> None:
-        if long_keys.is_direct(key):
-            self._transaction.put(key, record, db=self._database)
-            return
-        bucket = self._bucket(key)
-        position, found = long_keys.find(bucket, key)
-        if found:
-            number = bucket[position][1]
-        else:
-            number = self._next_record_number()
-            bucket.insert(position, (key[long_keys.DIRECT_BYTES :], number))
-            self._transaction.put(long_keys.bucket_key(key), long_keys.encode_bucket(bucket), db=self._database)
-        self._transaction.put(number.to_bytes(8, "big"), record, db=self._long)
-
-    def put_all(self, records: Sequence[tuple[bytes, bytes]]) -> None:
-        if all(long_keys.is_direct(key) for key, _record in records):
-            with self._transaction.cursor(db=self._database) as cursor:
-                cursor.putmulti(records)
-            return
-        for key, record in records:
-            self.put(key, record)
-
-    def pop(self, key: bytes) -> bytes | None:
-        record: bytes | None
-        if long_keys.is_direct(key):
-            record = self._transaction.pop(key, db=self._database)
-            return record
-        record = self.get(key)
-        self.delete(key)
-        return record
-
-    def pop_first(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        raise NotImplementedError("only trees with short keys are asked for this")
-
-    def delete(self, key: bytes) -> bool:
-        if long_keys.is_direct(key):
-            return bool(self._transaction.delete(key, db=self._database))
-        bucket = self._bucket(key)
-        position, found = long_keys.find(bucket, key)
-        if not found:
-            return False
-        self._transaction.delete(bucket[position][1].to_bytes(8, "big"), db=self._long)
-        del bucket[position]
-        tree_key = long_keys.bucket_key(key)
-        if bucket:
-            self._transaction.put(tree_key, long_keys.encode_bucket(bucket), db=self._database)
-        else:
-            self._transaction.delete(tree_key, db=self._database)
-        return True
-
-    def _bucket(self, key: bytes) -> long_keys.Bucket:
-        return long_keys.decode_bucket(self._transaction.get(long_keys.bucket_key(key), db=self._database))
-
-    def _long_record(self, number: int) -> bytes:
-        record: bytes | None = self._transaction.get(number.to_bytes(8, "big"), db=self._long)
-        assert record is not None, "a bucket names a record that is not there"
-        return record
-
-    def _next_record_number(self) -> int:
-        number = int.from_bytes(self._transaction.get(_NEXT_RECORD, db=self._meta) or b"\0", "big")
-        self._transaction.put(_NEXT_RECORD, (number + 1).to_bytes(8, "big"), db=self._meta)
-        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,13 +439,13 @@ def open_plain(directory: Path) -> LmdbBackend:
 
 
 @contextmanager
-def open_copy(path: Path) -> Iterator[_Transaction]:
+def open_copy(path: Path) -> Iterator[LmdbTransaction]:
     """Open a copy of a store for reading."""
     environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_dbs=_NAMED_DATABASES)
     try:
         databases = {space: environment.open_db(space.value.encode(), create=False) for space in Space}
-        long_records = environment.open_db(_LONG_RECORDS, create=False)
+        nodes = environment.open_db(_LONG_NODES, create=False)
         with environment.begin() as transaction:
-            yield _Transaction(transaction, databases, long_records)
+            yield LmdbTransaction(transaction, databases, nodes)
     finally:
         environment.close()

@@ -1,53 +1,42 @@
-"""Keys of up to 4096 bytes in a tree whose keys end at 511.
+"""Keys of up to 4096 bytes in trees whose keys end at 511.
 
-A key of at most ``DIRECT_BYTES`` is a tree key as it is. All longer keys that share their first ``DIRECT_BYTES`` live
-in one bucket, whose tree key is these bytes followed by a zero byte; it lists (suffix, record number) in order, and the
-records themselves are kept by number, so that a value is not rewritten with its bucket.
+A key is cut into pieces of ``PIECE_BYTES``, and a last one of at most so many. A key of one piece is a tree key as it
+is. Of a longer key, each piece but the last leads to a node, by its tree key: the piece followed by a zero byte. The
+tree keys of a node begin with its number; they are the pieces that follow, in keys that share all pieces before. So an
+operation on a key takes at most nine steps, however many keys share their first bytes.
 
-Order is kept. Let P be the first ``DIRECT_BYTES`` of a long key. The bucket P + 00 sorts after the direct key P. Any
-other direct key K > P differs from P within its first ``DIRECT_BYTES`` (K is not longer than P, and P is no proper
-prefix of it), so K is also greater than every key that begins with P, and than P + 00. Likewise for K < P. Hence the
-bucket stands exactly where its keys belong.
+Order is kept in each node, and so in all. Let P be a piece of ``PIECE_BYTES`` that leads to a node. Its tree key P + 00
+sorts after the last piece P. Any other piece K > P differs from P within its first ``PIECE_BYTES`` (K is not longer
+than P, and P is no proper prefix of it), so K is also greater than everything that begins with P, and than P + 00.
+Likewise for K < P. Hence P + 00 stands exactly where its keys belong.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+PIECE_BYTES = 500
 
-import msgpack
+NODE_BYTES = 8
+"""Of the number of a node, at the beginning of its tree keys."""
 
-DIRECT_BYTES = 500
-
-Bucket = list[tuple[bytes, int]]
+_LEADS_ON = b"\0"
 
 
 def is_direct(key: bytes) -> bool:
     """Whether a key is a tree key as it is."""
-    return len(key) <= DIRECT_BYTES
+    return len(key) <= PIECE_BYTES
 
 
-def bucket_key(key: bytes) -> bytes:
-    """Return the tree key of the bucket that a long key belongs to."""
-    return key[:DIRECT_BYTES] + b"\0"
+def pieces_of(key: bytes) -> tuple[list[bytes], bytes]:
+    """Return the pieces that lead to nodes, as tree keys have them, and the last piece."""
+    last = max(0, len(key) - 1) // PIECE_BYTES * PIECE_BYTES
+    return [key[at : at + PIECE_BYTES] + _LEADS_ON for at in range(0, last, PIECE_BYTES)], key[last:]
 
 
-def is_bucket(tree_key: bytes) -> bool:
-    """Whether a tree key is that of a bucket."""
-    return len(tree_key) > DIRECT_BYTES
+def first_piece(key: bytes) -> bytes:
+    """Return the piece of a node that a key begins with, or would begin with."""
+    return key if is_direct(key) else key[:PIECE_BYTES] + _LEADS_ON
 
 
-def decode_bucket(data: bytes | None) -> Bucket:
-    """Return the (suffix, record number) pairs of a bucket, in order; an absent bucket is empty."""
-    return [] if data is None else [(suffix, number) for suffix, number in msgpack.unpackb(data, use_list=False)]
-
-
-def encode_bucket(bucket: Bucket) -> bytes:
-    """Return a bucket as it is stored."""
-    return bytes(msgpack.packb(bucket))
-
-
-def find(bucket: Bucket, key: bytes) -> tuple[int, bool]:
-    """Return where a long key stands in its bucket, or would stand, and whether it is there."""
-    suffix = key[DIRECT_BYTES:]
-    position = bisect_left(bucket, suffix, key=lambda item: item[0])
-    return position, position < len(bucket) and bucket[position][0] == suffix
+def shared_piece(piece: bytes) -> bytes | None:
+    """Return what all keys behind a piece that leads to a node begin with; None for a last piece."""
+    return piece[:PIECE_BYTES] if len(piece) > PIECE_BYTES else None
