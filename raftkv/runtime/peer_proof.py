@@ -4,6 +4,9 @@ A member is trusted at the address that the membership has for it. With TLS, the
 the host of that address. Without TLS, the acceptor dials that address itself and asks whether the connection comes from
 there: each hello has a secret token, which only its sender and its target know.
 
+With TLS the question is asked, too: a certificate proves the host, and the answer the port at which the member listens.
+Without an answer, a member is believed for its certificate, at the first address that it is for.
+
 The address is that of the membership which this node has applied. A node that was away may not know the present leader
 (Ongaro's dissertation, section 4.1), or know it at an old address. Then it asks the members that it knows. When none of
 them vouches for the peer, it asks the cluster that its operator has named (``--join``). Nothing that the peer itself
@@ -24,6 +27,7 @@ from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime.framing import (
     Confirm,
     Confirmed,
+    Handshake,
     Hello,
     Vouch,
     Vouched,
@@ -33,6 +37,9 @@ from raftkv.types import ClusterId, NodeId
 
 MAX_SEARCHES = 4
 """Unknown peers that members are asked about at one time. Each costs a connection to every member."""
+
+_SEARCH_SECONDS = 4.5
+"""For finding out whether a dialler is a member; it is refused in words before its handshake ends."""
 
 _CONTACTS_SECONDS = 5.0
 """Between two questions to the cluster that the operator has named."""
@@ -118,17 +125,34 @@ class PeerProof:
         Raises:
             Unproven: It is none, or no member that can be reached knows it.
         """
-        member_id = MemberId(hello.member_id)
-        known = next(
-            (member for member in self._members() if (member.name, member.id) == (hello.name, member_id)), None
+        doubts: dict[str, str] = {}
+        proven: list[str] = []
+        try:
+            async with asyncio.timeout(_SEARCH_SECONDS):
+                for find in (self._known_addresses, self._addresses_of_members, self._addresses_of_contacts):
+                    for address in await find(hello):
+                        if address in doubts or address in proven:
+                            continue
+                        doubt = await self._doubt(address, hello, certificate)
+                        if doubt is not None:
+                            doubts[address] = doubt
+                        elif await self._is_reached_at(address, hello):
+                            return address
+                        else:
+                            proven.append(address)
+        except TimeoutError:
+            doubts[""] = f"the search for {hello.name} has not ended within {_SEARCH_SECONDS:g} s"
+        except Unproven as error:
+            doubts[""] = str(error)
+        if proven:
+            # It is the member, though it may not listen there.
+            return proven[0]
+        if doubts:
+            raise Unproven("; ".join(doubts.values()))
+        raise Unproven(
+            f"{hello.name} is no member that is known here, and no member that can be reached knows it; if all have "
+            "moved or were replaced while this node was away, restart it with --join"
         )
-        if known is not None:
-            doubt = await self._doubt(known.peer_address, hello, certificate)
-            if doubt is None:
-                return known.peer_address
-            if hello.peer_address == known.peer_address:
-                raise Unproven(doubt)
-        return await self._search(hello, certificate)
 
     async def _doubt(self, address: str, hello: Hello, certificate: Certificate) -> str | None:
         """Return why a dialler is not known to be the member at an address, None when it is."""
@@ -139,65 +163,70 @@ class PeerProof:
             return f"the certificate of this peer is not for {host}, where {hello.name} is"
         if not hello.token:
             return f"{hello.name} names no token by which it could be verified"
-        question = Confirm(self._cluster_id, self._name, hello.name, hello.token)
-        answer = await ask(address, question, None)
+        answer = await self._confirm(address, hello)
         if isinstance(answer, Confirmed):
             return None
         if isinstance(answer, str):
             return f"{hello.name} cannot be asked at {address} whether this connection is its own: {answer}"
         return f"{hello.name} at {address} says that this connection is not its own"
 
-    async def _search(self, hello: Hello, certificate: Certificate) -> str:
-        """Return the address at which a dialler is what it says, of those that others have for it.
+    async def _is_reached_at(self, address: str, hello: Hello) -> bool:
+        """Whether a dialler that has proven to be the member of an address listens there.
 
-        Members are asked, and then the cluster that the operator has named, since all members that answer may have
-        missed that the peer has moved.
+        A certificate is for a host, whatever the port: the member may have moved to another one.
         """
+        if self._dialling is None:
+            return True
+        if not hello.token:
+            return address == hello.peer_address
+        return isinstance(await self._confirm(address, hello), Confirmed)
+
+    async def _confirm(self, address: str, hello: Hello) -> Handshake | str:
+        question = Confirm(self._cluster_id, self._name, hello.name, hello.token)
+        return await ask(address, question, self._dialling)
+
+    async def _known_addresses(self, hello: Hello) -> list[str]:
+        """Return the address that the membership has for a peer, as this node knows it."""
+        return [each.peer_address for each in self._members() if (each.name, each.id) == (hello.name, hello.member_id)]
+
+    async def _addresses_of_members(self, hello: Hello) -> list[str]:
+        """Return the addresses that the other members have for a peer."""
+        # It takes time, which may be needed when they do not know it.
+        self._begin_to_find_contacts()
         if self._searches >= MAX_SEARCHES:
             raise Unproven(f"{hello.name} is no member that is known here, and others are being searched for")
         self._searches += 1
         try:
-            doubts: dict[str, str] = {}
-            for find in (self._addresses_of_members, self._addresses_of_contacts):
-                for address in await find(hello.name, MemberId(hello.member_id)):
-                    if address not in doubts:
-                        doubt = await self._doubt(address, hello, certificate)
-                        if doubt is None:
-                            return address
-                        doubts[address] = doubt
+            peer_id = MemberId(hello.member_id)
+            members = [member for member in self._members() if member.id != peer_id]
+            answers = await asyncio.gather(*(self._ask_about(hello.name, peer_id, member) for member in members))
+            return [answer for answer in answers if answer is not None]
         finally:
             self._searches -= 1
-        if doubts:
-            raise Unproven("; ".join(doubts.values()))
-        raise Unproven(
-            f"{hello.name} is no member that is known here, and no member that can be reached knows it; if all have "
-            "moved or were replaced while this node was away, restart it with --join"
-        )
 
-    async def _addresses_of_members(self, peer: str, peer_id: MemberId) -> list[str]:
-        members = [member for member in self._members() if member.id != peer_id]
-        answers = await asyncio.gather(*(self._ask_about(peer, peer_id, member) for member in members))
-        return [answer for answer in answers if answer is not None]
+    async def _addresses_of_contacts(self, hello: Hello) -> list[str]:
+        """Return the address that the cluster which the operator has named has for a peer.
 
-    async def _addresses_of_contacts(self, peer: str, peer_id: MemberId) -> list[str]:
-        await self._find_contacts()
-        return [each.peer_address for each in self._contacts if (each.name, each.id) == (peer, peer_id)]
+        All members that answer may have missed that the peer has moved.
+        """
+        self._begin_to_find_contacts()
+        if self._finding is not None:
+            # It may take longer than a handshake may: then the next one finds what came of it.
+            await asyncio.shield(self._finding)
+        peer = (hello.name, hello.member_id)
+        return [each.peer_address for each in self._contacts if (each.name, each.id) == peer]
 
     async def _ask_about(self, peer: str, peer_id: MemberId, member: ClusterMember) -> str | None:
         question = Vouch(self._cluster_id, self._name, member.name, peer, peer_id)
         answer = await ask(member.peer_address, question, self._dialling)
         return answer.peer_address if isinstance(answer, Vouched) else None
 
-    async def _find_contacts(self) -> None:
-        """Ask the cluster that the operator has named, unless that was done just before.
-
-        It may take longer than a handshake may: then the next one finds what came of it.
-        """
+    def _begin_to_find_contacts(self) -> None:
+        """Ask the cluster that the operator has named, unless that was done just before."""
         if self._find_members is None:
             return
         if self._finding is None or (self._finding.done() and asyncio.get_running_loop().time() >= self._contacts_due):
             self._finding = asyncio.create_task(self._take_contacts(self._find_members))
-        await asyncio.shield(self._finding)
 
     async def _take_contacts(self, find_members: FindMembers) -> None:
         self._contacts = await find_members()

@@ -113,6 +113,95 @@ async def test_slow_search_goes_on_after_the_connection_that_began_it(monkeypatc
     assert len(calls) == 1
 
 
+SAME_HOST = "10.0.0.2:2390"
+
+
+class TlsAnswers:
+    """Stands for peer ports with TLS: member c vouches for one address of b, and b confirms where it listens."""
+
+    def __init__(self, monkeypatch, vouched: str, listening: str) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self._vouched, self._listening = vouched, listening
+        monkeypatch.setattr(peer_proof, "ask", self)
+
+    async def __call__(self, address, question, _tls):
+        self.asked.append((address, type(question).__name__))
+        if isinstance(question, Vouch):
+            return Vouched("c", self._vouched)
+        return Confirmed("b") if address == self._listening else "Connection refused"
+
+
+def tls_proof(known: str, find_members=None) -> PeerProof:
+    members = [
+        ClusterMember(MemberId(2), NodeId("b"), known, is_voter=True),
+        ClusterMember(MemberId(3), NodeId("c"), "10.0.0.3:2380", is_voter=True),
+    ]
+    return PeerProof(NodeId("a"), CLUSTER, ssl.create_default_context(), lambda: members, find_members)
+
+
+FOR_OLD_HOST = Certificate.of({"subjectAltName": (("IP Address", "10.0.0.2"),)})
+
+
+@pytest.mark.parametrize("is_vouched_by_contacts", [False, True])
+async def test_with_tls_a_member_that_moved_to_another_port_is_verified_there(monkeypatch, is_vouched_by_contacts):
+    TlsAnswers(monkeypatch, OLD if is_vouched_by_contacts else SAME_HOST, SAME_HOST)
+
+    async def find_members():
+        return [ClusterMember(MemberId(2), NodeId("b"), SAME_HOST, is_voter=True)]
+
+    proof = tls_proof(OLD, find_members if is_vouched_by_contacts else None)
+    moved = replace(hello(), peer_address=SAME_HOST, token="t")
+    assert await proof.address_of(moved, FOR_OLD_HOST) == SAME_HOST
+
+
+async def test_with_tls_the_address_that_a_member_claims_is_not_believed_alone(monkeypatch):
+    answers = TlsAnswers(monkeypatch, OLD, SAME_HOST)
+    claiming = replace(hello(), peer_address=SAME_HOST, token="t")
+    assert await tls_proof(OLD).address_of(claiming, FOR_OLD_HOST) == OLD
+    assert SAME_HOST not in {address for address, _question in answers.asked}
+
+
+async def test_with_tls_a_member_that_still_claims_its_former_port_is_verified_where_it_listens(monkeypatch):
+    """Its --advertise-peer is out of date, and so is the member that vouches."""
+    TlsAnswers(monkeypatch, OLD, SAME_HOST)
+    stale = replace(hello(), peer_address=OLD, token="t")
+    assert await tls_proof(SAME_HOST).address_of(stale, FOR_OLD_HOST) == SAME_HOST
+
+
+async def test_search_that_takes_too_long_falls_back_on_the_known_address(monkeypatch):
+    monkeypatch.setattr(peer_proof, "_SEARCH_SECONDS", 0.05)
+    TlsAnswers(monkeypatch, OLD, SAME_HOST)
+
+    async def never():
+        await asyncio.Event().wait()
+
+    moved = replace(hello(), peer_address=SAME_HOST, token="t")
+    async with asyncio.timeout(5):
+        assert await tls_proof(OLD, never).address_of(moved, FOR_OLD_HOST) == OLD
+        with pytest.raises(Unproven, match=r"is not for 10\.0\.0\.2.*within"):
+            await tls_proof(OLD, never).address_of(moved, Certificate.of(None))
+
+
+async def test_moved_member_that_still_claims_its_former_address_is_searched_for(monkeypatch):
+    Answers(monkeypatch)
+    members = [
+        ClusterMember(MemberId(2), NodeId("b"), OLD, is_voter=True),
+        ClusterMember(MemberId(3), NodeId("c"), "10.0.0.3:2380", is_voter=True),
+    ]
+    found = [ClusterMember(MemberId(2), NodeId("b"), NEW, is_voter=True)]
+
+    async def find_members():
+        return found
+
+    proof = PeerProof(NodeId("a"), CLUSTER, None, lambda: members, find_members)
+    stale = replace(hello(), peer_address=OLD, token="t")
+    assert await proof.address_of(stale, Certificate.of(None)) == NEW
+    found.clear()
+    proof = PeerProof(NodeId("a"), CLUSTER, None, lambda: members, find_members)
+    with pytest.raises(Unproven, match=f"b cannot be asked at {OLD} whether this connection is its own: Connection"):
+        await proof.address_of(stale, Certificate.of(None))
+
+
 @pytest.mark.parametrize("address", ["a..b:2380", "x" * 64 + ":2380", "[fe80::1%é]:2380"])
 async def test_address_that_is_none_is_a_reason_and_no_error(address, monkeypatch):
     question = Confirm(CLUSTER, "a", "b", "t")

@@ -112,6 +112,7 @@ class Member:
         cluster=CLUSTER,
         member_id: int | None = None,
         contacts: list[ClusterMember] | None = None,
+        tls: transport.MutualTls | None = None,
     ) -> None:
         async def find_members():
             return contacts or []
@@ -128,6 +129,7 @@ class Member:
             ),
             self.events,
             self.fatal.put_nowait,
+            tls,
             find_members=find_members,
         )
 
@@ -137,6 +139,15 @@ class Member:
 
     async def start(self) -> None:
         await self.transport.start("127.0.0.1", self.port)
+
+
+def mutual_tls(directory) -> transport.MutualTls:
+    """Return contexts for members that have one certificate, for the host of all of them."""
+    authority = TestAuthority.create(directory)
+    cert, key = authority.certify("members", "127.0.0.1")
+    return transport.MutualTls(
+        listening_context(cert, key, authority.certificate), dialling_context(authority.certificate, cert, key)
+    )
 
 
 def ports(count: int) -> list[int]:
@@ -416,10 +427,13 @@ async def test_unknown_peer_is_heard_when_a_member_vouches_for_it():
         await member.transport.stop()
 
 
-async def test_member_that_has_moved_is_heard_and_answered_before_that_is_applied():
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_member_that_has_moved_is_heard_and_answered_before_that_is_applied(is_encrypted, tmp_path):
+    tls = mutual_tls(tmp_path) if is_encrypted else None
     first, second, third, old = ports(4)
-    a = Member("a", first, {"b": old, "c": third})
-    b, c = Member("b", second, {"a": first}), Member("c", third, {"b": second, "a": first})
+    a = Member("a", first, {"b": old, "c": third}, tls=tls)
+    b = Member("b", second, {"a": first}, tls=tls)
+    c = Member("c", third, {"b": second, "a": first}, tls=tls)
     for member in (a, b, c):
         await member.start()
     await b.events.wait_for("connected", "a")
