@@ -146,7 +146,6 @@ class RaftCore:
         self._barrier = ReadBarrier(
             name, self._configuration.voters, timing.heartbeat_seconds, first_number=int(randomness.random() * 2**48)
         )
-        self.dropped_messages = 0
         self._handlers: dict[type[Any], Callable[[NodeId, Any], None]] = {
             AppendEntries: self._receive_append_entries,
             AppendResult: self._receive_append_result,
@@ -376,10 +375,8 @@ class RaftCore:
             InvariantViolated: The message shows that a rule of Raft was broken somewhere.
         """
         if self._guards.members_only and (not self._configuration.knows(peer) or peer == self._name):
-            self.dropped_messages += 1
             return
         if is_request_of_term(message) and message.term < self._engine.term:
-            self.dropped_messages += 1
             if self._guards.answer_lower_terms:
                 self._send(peer, deposing_answer(self._engine.term))
             return
@@ -576,7 +573,6 @@ class RaftCore:
 
     def _receive_append_entries(self, peer: NodeId, message: AppendEntries) -> None:
         if self._guards.known_commands_only and not has_known_commands(message):
-            self.dropped_messages += 1
             return
         if self._guards.compare_log_hash:
             contradiction = find_contradiction(message, self._journal, self._engine.commit_index)
@@ -626,7 +622,6 @@ class RaftCore:
             voters = self._configuration.voters
             divergence = self._divergence_vote.count(peer, message, self._journal, voters, self.match_index)
         if divergence is None:
-            self.dropped_messages += 1
             return
         if divergence.leader_is_wrong:
             raise LogDiverged(f"{divergence}. {self._name} is this leader. {DIVERGED_ADVICE}")
@@ -639,7 +634,6 @@ class RaftCore:
         theirs = Fingerprint(message.entry_term, message.log_hash)
         is_of_leader = message.term == self._engine.term and peer == self._engine.leader
         if not is_of_leader or not own.contradicts(theirs):
-            self.dropped_messages += 1
             return
         majority = ", ".join(message.agreeing) or peer
         raise LogDiverged(
@@ -684,7 +678,6 @@ class RaftCore:
             or engine.role is not Role.LEADER
             or message.next_index > self._journal.last_index + 1
         ):
-            self.dropped_messages += 1
             return
         self._peer_room.report(peer, DiskRoom(message.room))
         window = self._window(peer)
@@ -755,7 +748,6 @@ class RaftCore:
             or not self._configuration.counts(peer)
             or (self._guards.one_vote_a_member and peer in self._voters)
         ):
-            self.dropped_messages += 1
             return
         self._voters.add(peer)
         self._engine.receive(peer, message)
