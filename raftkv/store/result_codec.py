@@ -20,8 +20,19 @@ from raftkv.operations import (
 from raftkv.store.results import Compacted, Granted, Result
 from raftkv.types import ConditionFailed, KeyValue, Revision, Written
 
-_WRITTEN, _TRANSACTION, _COMPACTED, _GRANTED, _CONDITION_FAILED, _REFUSED = range(6)
-_RANGE, _PUT, _DELETE, _NESTED = range(4)
+# Numbers at rest: one that was given away never means something else.
+_WRITTEN = 0
+_TRANSACTION = 1
+_COMPACTED = 2
+_GRANTED = 3
+_CONDITION_FAILED = 4
+_REFUSED = 5
+
+# The same of the results inside a transaction.
+_RANGE = 0
+_PUT = 1
+_DELETE = 2
+_NESTED = 3
 
 
 def encode_result(result: Result) -> bytes:
