@@ -184,8 +184,10 @@ class CommandApplier:
         return MembersChanged(self.revision, membership)
 
     def _guarded(self, command: Guarded) -> Steps[Result]:
-        once = command.once
-        kept = None if once is None else self._outcomes.find(once)
+        once, kept = command.once, None
+        if once is not None:
+            self._outcomes.pass_time(once.now)
+            kept = self._outcomes.find(once)
         if kept is not None:
             if not kept.is_same:
                 return Refused(RefusalKind.KEY_REUSED, "the idempotency key was used for another request")

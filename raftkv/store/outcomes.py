@@ -82,8 +82,7 @@ class OutcomeWriter:
         return not once.max_bytes or kept_bytes(self._tree) < once.max_bytes
 
     def find(self, once: Once) -> KeptOutcome | None:
-        """Return what became of an earlier write under the same key, None when there was none or it is too long ago."""
-        self.pass_time(once.now)
+        """Return the outcome of an earlier write under the same key; None when there was none, or its time is over."""
         record = self._tree.get(_BY_KEY + once.key)
         if record is None or _END.unpack_from(record)[0] <= self.time:
             return None
