@@ -22,14 +22,19 @@ class DevCluster:
         self.port = next(
             port for port in candidates if all(is_free(port + 10 * at + side) for at in range(3) for side in (0, 1, 2))
         )
-        self.process = subprocess.Popen(
-            [*RAFTKV, "dev", "--nodes", "3", "--port", str(self.port), "--data-dir", str(directory), *flags],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._flags = flags
         self.nodes = [
             NodeProcess(f"n{at + 1}", directory, self.port + 10 * at, self.port + 10 * at + 1, "") for at in range(3)
         ]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again once it was stopped, with the same data and ports."""
+        self.process = subprocess.Popen(
+            [*RAFTKV, "dev", "--nodes", "3", "--port", str(self.port), "--data-dir", str(self.directory), *self._flags],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def read_until(self, text: str) -> list[str]:
         lines = []

@@ -134,18 +134,12 @@ def test_a_cluster_goes_on_from_its_data_after_a_clean_stop(tmp_path):
         [*RAFTKV, "put", "greeting", "hello", "--endpoints", cluster.nodes[0].url], check=True, capture_output=True
     )
     assert cluster.stop() == 0
-    again = DevCluster.__new__(DevCluster)
-    again.__dict__.update(cluster.__dict__)
-    again.process = subprocess.Popen(
-        [*RAFTKV, "dev", "--nodes", "3", "--port", str(cluster.port), "--data-dir", str(tmp_path / "data")],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    cluster.start()
     try:
-        again.read_until("ready")
-        assert again.nodes[2].ask("/v1/kv/greeting") == (200, b"hello")
+        cluster.read_until("ready")
+        assert cluster.nodes[2].ask("/v1/kv/greeting") == (200, b"hello")
     finally:
-        assert again.stop() == 0
+        assert cluster.stop() == 0
 
 
 def test_dev_says_why_it_cannot_start(tmp_path):
