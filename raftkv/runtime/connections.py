@@ -157,10 +157,10 @@ class InboundConnection(asyncio.Protocol):
         assert self._transport is not None
         certificate = Certificate.of(self._transport.get_extra_info("peercert"))
         try:
-            address = await self._owner.proof.address_of(hello, certificate)
+            address = await self._owner.proof.address_of(hello, certificate, self.host)
         except Unproven as error:
             if not self._transport.is_closing():
-                self._reject(hello.name, Rejected("unproven", f"{self._owner.name}: {error}"))
+                self._reject(hello.name, Rejected("unproven", f"{self._owner.name}: {error.answer}"), str(error))
             return
         if not self._transport.is_closing():
             self._welcome(hello, address)
@@ -195,10 +195,11 @@ class InboundConnection(asyncio.Protocol):
         self._reader.max_bytes = MAX_FRAME_BYTES
         self._owner.introduce(self, hello, address)
 
-    def _reject(self, name: str, rejected: Rejected) -> None:
+    def _reject(self, name: str, rejected: Rejected, reason: str = "") -> None:
+        """Refuse the dialler; the reason is for the log, when the dialler is not to be told all of it."""
         assert self._transport is not None
         self._owner.counters.rejected += 1
-        self._owner.warn(f"rejected a connection of {name} from {self.host}: {rejected.text}")
+        self._owner.warn(f"rejected a connection of {name} from {self.host}: {reason or rejected.text}")
         self._transport.write(encode_handshake(rejected))
         self._transport.close()
 

@@ -33,10 +33,8 @@ from raftkv.runtime.framing import (
     Vouched,
 )
 from raftkv.runtime.handshake_call import ask
+from raftkv.runtime.vouching import Vouching
 from raftkv.types import ClusterId, NodeId
-
-MAX_SEARCHES = 4
-"""Unknown peers that members are asked about at one time. Each costs a connection to every member."""
 
 _SEARCH_SECONDS = 4.5
 """For finding out whether a dialler is a member; it is refused in words before its handshake ends."""
@@ -49,7 +47,16 @@ FindMembers = Callable[[], Awaitable[Sequence[ClusterMember]]]
 
 
 class Unproven(Exception):
-    """A dialler could not be verified; the text says why."""
+    """A dialler could not be verified; the text says why.
+
+    Args:
+        text: For the log of this node.
+        answer: For the dialler, who may be a stranger: it names no address that the dialler has not named itself.
+    """
+
+    def __init__(self, text: str, answer: str) -> None:
+        super().__init__(text)
+        self.answer = answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +117,18 @@ class PeerProof:
         self._dialling = dialling
         self._members = members
         self._find_members = find_members
-        self._searches = 0
+        self._vouching = Vouching(self._ask_members)
         self._contacts: Sequence[ClusterMember] = ()
         self._contacts_due = 0.0
         self._finding: asyncio.Task[None] | None = None
 
-    async def address_of(self, hello: Hello, certificate: Certificate) -> str:
+    async def address_of(self, hello: Hello, certificate: Certificate, source: str) -> str:
         """Return the address at which a dialler is the member that it says it is.
 
         Args:
             hello: What it says.
             certificate: What it has shown.
+            source: The address that its connection comes from.
 
         Raises:
             Unproven: It is none, or no member that can be reached knows it.
@@ -130,7 +138,7 @@ class PeerProof:
         try:
             async with asyncio.timeout(_SEARCH_SECONDS):
                 for find in (self._known_addresses, self._addresses_of_members, self._addresses_of_contacts):
-                    for address in await find(hello):
+                    for address in await find(hello, source):
                         if address in doubts or address in proven:
                             continue
                         doubt = await self._doubt(address, hello, certificate)
@@ -142,16 +150,25 @@ class PeerProof:
                             proven.append(address)
         except TimeoutError:
             doubts[""] = f"the search for {hello.name} has not ended within {_SEARCH_SECONDS:g} s"
-        except Unproven as error:
-            doubts[""] = str(error)
         if proven:
             # It is the member, though it may not listen there.
             return proven[0]
-        if doubts:
-            raise Unproven("; ".join(doubts.values()))
-        raise Unproven(
-            f"{hello.name} is no member that is known here, and no member that can be reached knows it; if all have "
-            "moved or were replaced while this node was away, restart it with --join"
+        raise self._unproven(hello, doubts)
+
+    def _unproven(self, hello: Hello, doubts: Mapping[str, str]) -> Unproven:
+        if not doubts:
+            text = (
+                f"{hello.name} is no member that is known here, and no member that can be reached knows it; if all "
+                "have moved or were replaced while this node was away, restart it with --join"
+            )
+            return Unproven(text, text)
+        text = "; ".join(doubts.values())
+        if doubts.keys() <= {"", hello.peer_address}:
+            return Unproven(text, text)
+        return Unproven(
+            text,
+            f"{hello.name} cannot be verified at the address that the cluster has for it, which is not the one that "
+            f"it advertises; the log of {self._name} says why",
         )
 
     async def _doubt(self, address: str, hello: Hello, certificate: Certificate) -> str | None:
@@ -185,26 +202,23 @@ class PeerProof:
         question = Confirm(self._cluster_id, self._name, hello.name, hello.token)
         return await ask(address, question, self._dialling)
 
-    async def _known_addresses(self, hello: Hello) -> list[str]:
+    async def _known_addresses(self, hello: Hello, _source: str) -> list[str]:
         """Return the address that the membership has for a peer, as this node knows it."""
         return [each.peer_address for each in self._members() if (each.name, each.id) == (hello.name, hello.member_id)]
 
-    async def _addresses_of_members(self, hello: Hello) -> list[str]:
+    async def _addresses_of_members(self, hello: Hello, source: str) -> list[str]:
         """Return the addresses that the other members have for a peer."""
         # It takes time, which may be needed when they do not know it.
         self._begin_to_find_contacts()
-        if self._searches >= MAX_SEARCHES:
-            raise Unproven(f"{hello.name} is no member that is known here, and others are being searched for")
-        self._searches += 1
-        try:
-            peer_id = MemberId(hello.member_id)
-            members = [member for member in self._members() if member.id != peer_id]
-            answers = await asyncio.gather(*(self._ask_about(hello.name, peer_id, member) for member in members))
-            return [answer for answer in answers if answer is not None]
-        finally:
-            self._searches -= 1
+        is_known = bool(await self._known_addresses(hello, source))
+        return await self._vouching.addresses_of(hello.name, MemberId(hello.member_id), source, is_known=is_known)
 
-    async def _addresses_of_contacts(self, hello: Hello) -> list[str]:
+    async def _ask_members(self, peer: str, peer_id: MemberId) -> list[str]:
+        members = [member for member in self._members() if member.id != peer_id]
+        answers = await asyncio.gather(*(self._ask_about(peer, peer_id, member) for member in members))
+        return [answer for answer in answers if answer is not None]
+
+    async def _addresses_of_contacts(self, hello: Hello, _source: str) -> list[str]:
         """Return the address that the cluster which the operator has named has for a peer.
 
         All members that answer may have missed that the peer has moved.

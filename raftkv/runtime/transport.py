@@ -381,8 +381,8 @@ class Transport:
         if question.cluster_id != self.identity.cluster_id:
             return Rejected(
                 "cluster",
-                f"{self.name} has data of cluster {self.identity.cluster_id}, not of {question.cluster_id}: the "
-                "initial clusters differ, or the cluster was restored from a backup",
+                f"{self.name} has data of another cluster than {question.cluster_id}: the initial clusters differ, or "
+                "the cluster was restored from a backup",
             )
         asker = NodeId(question.name)
         if isinstance(question, Inquiry):
@@ -410,15 +410,14 @@ class Transport:
         if hello.cluster_id == self.identity.restored_from:
             return Rejected(
                 "cluster",
-                f"{self.name} belongs to cluster {self.identity.cluster_id}, which was restored from cluster "
-                f"{hello.cluster_id} and has replaced it: stop {name}, set its data directory aside, and let it begin "
+                f"{self.name} belongs to a cluster which was restored from cluster {hello.cluster_id} and has replaced "
+                f"it: stop {name}, set its data directory aside, and let it begin "
                 'with "raftkv snapshot restore" or with --join',
             )
         if hello.cluster_id != self.identity.cluster_id:
             return Rejected(
                 "cluster",
-                f"{self.name} belongs to cluster {self.identity.cluster_id}, not to {hello.cluster_id}: "
-                "the initial clusters differ",
+                f"{self.name} belongs to another cluster than {hello.cluster_id}: the initial clusters differ",
             )
         if hello.target != self.name:
             return Rejected("target", f"this is {self.name}, not {hello.target}")

@@ -52,11 +52,11 @@ async def test_with_tls_the_certificate_must_be_for_the_address_of_the_member():
     proof = PeerProof(NodeId("a"), CLUSTER, ssl.create_default_context(), lambda: [member], None)
     own = Certificate.of({"subjectAltName": (("IP Address", "10.0.0.2"),)})
     another = Certificate.of({"subjectAltName": (("IP Address", "10.0.0.3"), ("DNS", "client"))})
-    assert await proof.address_of(hello(), own) == "10.0.0.2:2380"
+    assert await proof.address_of(hello(), own, "10.0.0.9") == "10.0.0.2:2380"
     with pytest.raises(Unproven, match=r"is not for 10\.0\.0\.2"):
-        await proof.address_of(hello(), another)
+        await proof.address_of(hello(), another, "10.0.0.9")
     with pytest.raises(Unproven, match="no member that is known here"):
-        await proof.address_of(hello("c", 3), another)
+        await proof.address_of(hello("c", 3), another, "10.0.0.9")
 
 
 OLD, NEW = "10.0.0.2:2380", "10.0.0.9:2380"
@@ -88,7 +88,7 @@ async def test_cluster_that_the_operator_named_is_asked_when_members_have_an_old
         return [ClusterMember(MemberId(2), NodeId("b"), NEW, is_voter=True)]
 
     proof = plain_proof(find_members)
-    assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None)) == NEW
+    assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None), "10.0.0.9") == NEW
     assert answers.asked == [("10.0.0.3:2380", "Vouch"), (OLD, "Confirm"), (NEW, "Confirm")]
 
 
@@ -103,13 +103,13 @@ async def test_slow_search_goes_on_after_the_connection_that_began_it(monkeypatc
         return [ClusterMember(MemberId(2), NodeId("b"), NEW, is_voter=True)]
 
     proof = plain_proof(find_members)
-    first = asyncio.create_task(proof.address_of(replace(hello(), token="t"), Certificate.of(None)))
+    first = asyncio.create_task(proof.address_of(replace(hello(), token="t"), Certificate.of(None), "10.0.0.9"))
     async with asyncio.timeout(5):
         await asked.wait()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     answered.set()
-    assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None)) == NEW
+    assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None), "10.0.0.9") == NEW
     assert len(calls) == 1
 
 
@@ -151,13 +151,13 @@ async def test_with_tls_a_member_that_moved_to_another_port_is_verified_there(mo
 
     proof = tls_proof(OLD, find_members if is_vouched_by_contacts else None)
     moved = replace(hello(), peer_address=SAME_HOST, token="t")
-    assert await proof.address_of(moved, FOR_OLD_HOST) == SAME_HOST
+    assert await proof.address_of(moved, FOR_OLD_HOST, "10.0.0.9") == SAME_HOST
 
 
 async def test_with_tls_the_address_that_a_member_claims_is_not_believed_alone(monkeypatch):
     answers = TlsAnswers(monkeypatch, OLD, SAME_HOST)
     claiming = replace(hello(), peer_address=SAME_HOST, token="t")
-    assert await tls_proof(OLD).address_of(claiming, FOR_OLD_HOST) == OLD
+    assert await tls_proof(OLD).address_of(claiming, FOR_OLD_HOST, "10.0.0.9") == OLD
     assert SAME_HOST not in {address for address, _question in answers.asked}
 
 
@@ -165,7 +165,7 @@ async def test_with_tls_a_member_that_still_claims_its_former_port_is_verified_w
     """Its --advertise-peer is out of date, and so is the member that vouches."""
     TlsAnswers(monkeypatch, OLD, SAME_HOST)
     stale = replace(hello(), peer_address=OLD, token="t")
-    assert await tls_proof(SAME_HOST).address_of(stale, FOR_OLD_HOST) == SAME_HOST
+    assert await tls_proof(SAME_HOST).address_of(stale, FOR_OLD_HOST, "10.0.0.9") == SAME_HOST
 
 
 async def test_search_that_takes_too_long_falls_back_on_the_known_address(monkeypatch):
@@ -177,9 +177,9 @@ async def test_search_that_takes_too_long_falls_back_on_the_known_address(monkey
 
     moved = replace(hello(), peer_address=SAME_HOST, token="t")
     async with asyncio.timeout(5):
-        assert await tls_proof(OLD, never).address_of(moved, FOR_OLD_HOST) == OLD
+        assert await tls_proof(OLD, never).address_of(moved, FOR_OLD_HOST, "10.0.0.9") == OLD
         with pytest.raises(Unproven, match=r"is not for 10\.0\.0\.2.*within"):
-            await tls_proof(OLD, never).address_of(moved, Certificate.of(None))
+            await tls_proof(OLD, never).address_of(moved, Certificate.of(None), "10.0.0.9")
 
 
 async def test_moved_member_that_still_claims_its_former_address_is_searched_for(monkeypatch):
@@ -195,11 +195,50 @@ async def test_moved_member_that_still_claims_its_former_address_is_searched_for
 
     proof = PeerProof(NodeId("a"), CLUSTER, None, lambda: members, find_members)
     stale = replace(hello(), peer_address=OLD, token="t")
-    assert await proof.address_of(stale, Certificate.of(None)) == NEW
+    assert await proof.address_of(stale, Certificate.of(None), "10.0.0.9") == NEW
     found.clear()
     proof = PeerProof(NodeId("a"), CLUSTER, None, lambda: members, find_members)
     with pytest.raises(Unproven, match=f"b cannot be asked at {OLD} whether this connection is its own: Connection"):
-        await proof.address_of(stale, Certificate.of(None))
+        await proof.address_of(stale, Certificate.of(None), "10.0.0.9")
+
+
+async def test_strangers_do_not_keep_a_peer_out_that_members_vouch_for(monkeypatch):
+    """A member is slow to answer about peers that nobody knows."""
+    asked, questions = asyncio.Event(), []
+
+    async def answer(address, question, _tls):
+        if not isinstance(question, Vouch):
+            return Confirmed("b")
+        questions.append(question.peer)
+        asked.set()
+        if question.peer != "b":
+            await asyncio.Event().wait()
+        return Vouched("c", NEW)
+
+    monkeypatch.setattr(peer_proof, "ask", answer)
+    proof = plain_proof(None)
+    said = [replace(hello(f"s{number}", number + 10), token="t") for number in range(60)]
+    strangers = [asyncio.create_task(proof.address_of(each, Certificate.of(None), "10.9.9.9")) for each in said]
+    async with asyncio.timeout(3):
+        await asked.wait()
+        assert await proof.address_of(replace(hello(), token="t"), Certificate.of(None), "10.0.0.9") == NEW
+    assert questions.count("b") == 1
+    for each in strangers:
+        each.cancel()
+    await asyncio.gather(*strangers, return_exceptions=True)
+
+
+async def test_refused_dialler_is_told_no_address_that_it_has_not_named(monkeypatch):
+    Answers(monkeypatch)
+    member = ClusterMember(MemberId(2), NodeId("b"), OLD, is_voter=True)
+    proof = PeerProof(NodeId("a"), CLUSTER, None, lambda: [member], None)
+    with pytest.raises(Unproven, match=f"b cannot be asked at {OLD}") as refused:
+        await proof.address_of(replace(hello(), peer_address=NEW, token="t"), Certificate.of(None), "10.0.0.9")
+    assert "10.0.0" not in refused.value.answer
+    assert "the log of a says why" in refused.value.answer
+    with pytest.raises(Unproven) as refused:
+        await proof.address_of(replace(hello(), peer_address=OLD, token="t"), Certificate.of(None), "10.0.0.9")
+    assert refused.value.answer == str(refused.value)
 
 
 @pytest.mark.parametrize("address", ["a..b:2380", "x" * 64 + ":2380", "[fe80::1%é]:2380"])

@@ -23,7 +23,9 @@ from raftkv.runtime.framing import (
     FrameReader,
     Hello,
     Inquiry,
+    Probe,
     Rejected,
+    Vouch,
     Welcome,
     decode_handshake,
     encode_frame,
@@ -390,6 +392,21 @@ async def test_node_does_not_consent_to_a_cluster_that_it_would_begin_itself(lon
     reader, writer = await connect(lone.port)
     writer.write(encode_handshake(Inquiry(CLUSTER, "a", "a")))
     assert await read_handshake(reader) == Rejected("member", "a is the name of this node itself")
+    await close(writer)
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [hello(cluster=ClusterId("f" * 16)), encode_handshake(Inquiry("f" * 16, "b", "a"))]
+    + [encode_handshake(question) for question in (Probe("f" * 16), Vouch("f" * 16, "b", "a", "b", 98))],
+)
+async def test_stranger_is_not_told_which_cluster_this_is(lone, opening):
+    reader, writer = await connect(lone.port)
+    writer.write(opening)
+    answer = await read_handshake(reader)
+    assert isinstance(answer, Rejected)
+    assert answer.code == "cluster"
+    assert CLUSTER not in answer.text
     await close(writer)
 
 
