@@ -51,6 +51,8 @@ def listening_context(certificate: Path, key: Path, authority: Path | None) -> s
 def dialling_context(authority: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     """Return a context for connecting; whoever is connected to must have a certificate for the name that was dialled.
 
+    The name must be in its subjectAltName; a common name does not count.
+
     Args:
         authority: Certificates that it must be certified by; None for those that the system trusts.
         certificate: What to show to who asks for a certificate, None for nothing.
@@ -64,6 +66,8 @@ def dialling_context(authority: Path | None, certificate: Path | None, key: Path
         raise ConfigurationError("a certificate and its key are given together, or neither")
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH) if authority is None else _trusting(authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Otherwise OpenSSL takes a common name for a host when there is no subjectAltName. A node that is dialled does not.
+    context.hostname_checks_common_name = False
     if certificate is not None and key is not None:
         load_pair(context, certificate, key)
     return context
@@ -110,6 +114,19 @@ def expiry_of(certificate: Path) -> float:
     _require_readable(certificate)
     try:
         return ssl.cert_time_to_seconds(_decode_certificate(certificate)["notAfter"])
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"{certificate} is no certificate: {error}") from error
+
+
+def has_alternative_names(certificate: Path) -> bool:
+    """Whether a certificate has a subjectAltName. Of several in a file it is the first.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is no PEM.
+    """
+    _require_readable(certificate)
+    try:
+        return bool(_decode_certificate(certificate).get("subjectAltName"))
     except ssl.SSLError as error:
         raise ConfigurationError(f"{certificate} is no certificate: {error}") from error
 

@@ -7,6 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,33 @@ class TestAuthority:
         issued.private_key_pem.write_to_path(key)
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         return certificate, key
+
+
+def self_signed(directory: Path, common_name: str, *names: x509.GeneralName) -> tuple[Path, Path]:
+    """Make a certificate that is its own authority, with any names, and with no subjectAltName without names.
+
+    Args:
+        directory: Where its files and its key's come to be.
+        common_name: Its common name.
+        names: Its alternative names.
+    """
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(1))
+        .not_valid_after(now + timedelta(1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate, key_file = directory / "self.crt", directory / "self.key"
+    certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, key_file

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from raftkv.config import HostPort, NodeConfig, Tls
-from raftkv.tls import dialling_context, listening_context
+from raftkv.tls import dialling_context, has_alternative_names, listening_context
 
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python has no name for."""
@@ -74,11 +74,15 @@ def faults_of(tls: Tls, hosts: AdvertisedHosts) -> list[Fault]:
     if untrusted is not None:
         return [Fault(f"{tls.cert} would be refused by every member that has {tls.ca} ({untrusted})", is_final=True)]
     faults = []
+    why = "" if has_alternative_names(tls.cert) else " (it has no subjectAltName, and a common name does not count)"
     if _refusal(tls, tls.ca, hosts.peer, checks_time=False) is not None:
-        text = f"{tls.cert} is not for {hosts.peer}, the host of --advertise-peer: members that dial it refuse it"
+        text = f"{tls.cert} is not for {hosts.peer}, the host of --advertise-peer{why}: members that dial it refuse it"
         faults.append(Fault(text, is_final=hosts.has_peers))
     if _refusal(tls, tls.ca, hosts.client, checks_time=False) is not None:
-        text = f"{tls.cert} is not for {hosts.client}, the host of --advertise-client: clients that follow it refuse it"
+        text = (
+            f"{tls.cert} is not for {hosts.client}, the host of --advertise-client{why}: clients that follow it "
+            "refuse it"
+        )
         faults.append(Fault(text, is_final=False))
     untimely = _refusal(tls, tls.ca, None, checks_time=True)
     if untimely is not None:

@@ -16,6 +16,7 @@ says of its address is used.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,10 @@ class Certificate:
         return cls(tuple((str(kind), str(name)) for kind, name in names))
 
     def is_for(self, host: str) -> bool:
-        """Whether it is for a host, by the rules for servers (RFC 6125: a wildcard stands for one leftmost label)."""
+        """Whether it is for a host, by the rules of OpenSSL, which checks what this node shows when it dials.
+
+        A common name does not count. A wildcard stands for one whole leftmost label before two others at least.
+        """
         try:
             address = ip_address(host)
         except ValueError:
@@ -80,10 +84,26 @@ class Certificate:
         return any(kind == "IP Address" and _is_address(name, address) for kind, name in self.names)
 
 
+_WILDCARD = re.compile(r"\*((?:\.(?!-)[a-z0-9-]+(?<!-)){2,})")
+_WILD_LABEL = re.compile(r"[a-z0-9-]+|\*")
+_FOUR_NUMBERS = re.compile(r"\d+(?:\.\d+){3}")
+
+
 def _matches(pattern: str, host: str) -> bool:
-    pattern, host = pattern.lower().rstrip("."), host.lower().rstrip(".")
-    first, dot, rest = pattern.partition(".")
-    return pattern == host or (first == "*" and bool(dot) and rest == host.partition(".")[2] != "")
+    try:
+        # As the dialler's ssl module asks OpenSSL for it.
+        host = host.encode("idna").decode("ascii").lower()
+    except UnicodeError:
+        return False
+    if not pattern.isascii() or _FOUR_NUMBERS.fullmatch(host):
+        # Not what it seems to be: a letter that becomes another one in lower case, and an address with octal numbers.
+        return False
+    pattern = pattern.lower()
+    wildcard = _WILDCARD.fullmatch(pattern)
+    if wildcard is None:
+        return pattern == host
+    label = host.removesuffix(wildcard[1])
+    return label != host and _WILD_LABEL.fullmatch(label) is not None
 
 
 def _is_address(text: str, address: object) -> bool:

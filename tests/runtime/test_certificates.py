@@ -18,7 +18,7 @@ from raftkv.runtime.certificates import Certificates
 from raftkv.runtime.metrics import CertificateCollector, Metrics
 from raftkv.settings import build_config
 from raftkv.tls import dialling_context, listening_context
-from tests.tls_files import TestAuthority
+from tests.tls_files import TestAuthority, self_signed
 
 HOSTS = AdvertisedHosts("127.0.0.1", "localhost", has_peers=True)
 
@@ -185,6 +185,20 @@ def test_certificate_for_other_hosts_is_refused_when_peers_dial_it(authority, ha
         ("n1.crt is not for n1.example, the host of --advertise-client: clients that follow it refuse it", False),
         ("n1.crt or ca.crt: certificate has expired; whoever checks it refuses this node", False),
     ]
+
+
+def test_certificate_with_a_common_name_alone_is_refused(tmp_path):
+    """OpenSSL takes a common name for a host name by default, but the acceptor of a connection does not."""
+    cert, key = self_signed(tmp_path, "localhost")
+    hosts = AdvertisedHosts("localhost", "localhost", has_peers=True)
+    reason = "it has no subjectAltName, and a common name does not count"
+    (peer, is_final), (client, is_final_for_clients) = texts_of(Tls(cert, key, cert), hosts)
+    assert (
+        peer
+        == f"self.crt is not for localhost, the host of --advertise-peer ({reason}): members that dial it refuse it"
+    )
+    assert client.startswith(f"self.crt is not for localhost, the host of --advertise-client ({reason}): clients")
+    assert (is_final, is_final_for_clients) == (True, False)
 
 
 def test_certificate_that_is_not_valid_yet_is_named(authority):

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import ssl
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
 
 from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime import arrivals, peer_proof
@@ -15,7 +17,9 @@ from raftkv.runtime.arrivals import Arrivals, BoundedWarnings
 from raftkv.runtime.framing import Confirm, Confirmed, Hello, Vouch, Vouched
 from raftkv.runtime.handshake_call import ask
 from raftkv.runtime.peer_proof import Certificate, PeerProof, Unproven
+from raftkv.tls import dialling_context, listening_context
 from raftkv.types import ClusterId, NodeId
+from tests.tls_files import self_signed
 
 CLUSTER = ClusterId("0123456789abcdef")
 
@@ -24,10 +28,11 @@ CLUSTER = ClusterId("0123456789abcdef")
     ("kind", "name", "host", "is_for"),
     [
         ("DNS", "n1.raftkv", "n1.raftkv", True),
-        ("DNS", "N1.raftkv", "n1.RAFTKV.", True),
-        ("DNS", "*.raftkv", "n1.raftkv", True),
-        ("DNS", "*.raftkv", "a.n1.raftkv", False),
-        ("DNS", "*.raftkv", "raftkv", False),
+        ("DNS", "N1.raftkv", "n1.RAFTKV", True),
+        ("DNS", "*.raftkv.svc", "n1.raftkv.svc", True),
+        ("DNS", "*.raftkv.svc", "a.n1.raftkv.svc", False),
+        ("DNS", "*.raftkv.svc", "raftkv.svc", False),
+        ("DNS", "\u212a8s.example", "k8s.example", False),
         ("DNS", "*", "n1", False),
         ("DNS", "n2.raftkv", "n1.raftkv", False),
         ("DNS", "10.0.0.1", "10.0.0.1", False),
@@ -41,6 +46,59 @@ CLUSTER = ClusterId("0123456789abcdef")
 def test_certificate_is_for_the_hosts_that_it_names(kind, name, host, is_for):
     assert Certificate.of({"subjectAltName": ((kind, name),)}).is_for(host) is is_for
     assert not Certificate.of(None).is_for(host)
+
+
+_HOSTS = """
+    n1.raftkv n1.RAFTKV. n1.raftkv.svc a.n1.raftkv.svc raftkv.svc a.b.com foo.b.com f.b.com a.com a.x.com xn--e1a.com
+    xn--e1a.b.com a.xn--p1ai a.b.xn--p1ai a_b.b.com a.x_y.com a.-b.com -.b.com a.b-.com *.b.com *.com *
+    m\u00fcller.b.com 10.0.0.1 10.0.1 5.10.0.0.1 n1 k8s.b.com localhost com a..b.com .b.com ::1 2001:db8::1
+    ::ffff:10.0.0.1
+"""
+HOSTS = _HOSTS.split()
+
+
+_NAMES = """
+    DNS:n1.raftkv DNS:N1.Raftkv. DNS:*.raftkv DNS:*.raftkv.svc DNS:* DNS:*. DNS:*.com DNS:*.b.com DNS:*.B.COM.
+    DNS:f*.b.com DNS:*f.b.com DNS:**.b.com DNS:a.*.com DNS:*.*.com DNS:*.xn--p1ai DNS:*.b.xn--p1ai DNS:xn--*.b.com
+    DNS:*.x_y.com DNS:*.-b.com DNS:*.b-.com DNS:*.b..com DNS:.b.com DNS:*.0.0.1 DNS:*.10.0.0.1 DNS:10.0.0.1
+    DNS:010.0.0.1 DNS:a_b.b.com DNS:n1 DNS:localhost DNS:xn--mller-kva.b.com IP:10.0.0.1 IP:2001:db8::1 IP:::1
+    """
+
+
+@pytest.mark.parametrize("name", _NAMES.split())
+def test_certificate_is_for_a_host_when_openssl_says_so(name, tmp_path):
+    """The node that dials a member has its certificate checked by OpenSSL, and must agree with those it dials."""
+    kind, _colon, value = name.partition(":")
+    general_name = x509.DNSName(value) if kind == "DNS" else x509.IPAddress(ip_address(value))
+    cert, key = self_signed(tmp_path, "n1", general_name)
+    certificate = Certificate.of(ssl._ssl._test_decode_cert(cert))
+    listening, dialling = listening_context(cert, key, None), dialling_context(cert, None, None)
+    accepted = [host for host in HOSTS if is_accepted(listening, dialling, host)]
+    assert [host for host in HOSTS if certificate.is_for(host)] == accepted
+    # OpenSSL takes it for 10.0.0.1, and resolvers for 8.0.0.1.
+    assert not certificate.is_for("010.0.0.1")
+
+
+def is_accepted(listening: ssl.SSLContext, dialling: ssl.SSLContext, host: str) -> bool:
+    """Whether a dialler goes on with a handshake after it has seen the listener's certificate."""
+    to_listener, to_dialler = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        dialler = dialling.wrap_bio(to_dialler, to_listener, server_hostname=host)
+    except (UnicodeError, ValueError):
+        return False
+    listener = listening.wrap_bio(to_listener, to_dialler, server_side=True)
+    for _ in range(3):
+        for side in (dialler, listener):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLCertVerificationError as error:
+                if "mismatch" not in error.verify_message:
+                    raise
+                return False
+    assert dialler.version() is not None
+    return True
 
 
 def hello(name: str = "b", member_id: int = 2) -> Hello:
