@@ -306,14 +306,14 @@ class Link:
         address: Where the peer is dialled.
         channel: What the connection is for.
         connection: The connection, None while there is none.
-        token: What its hellos are recognised by, known to this node and to who is at that address.
+        token: The secret of the present attempt to connect, which its hello has; empty when the hello is answered.
     """
 
     def __init__(self, owner: Transport, peer: NodeId, address: str, channel: Channel = Channel.MESSAGES) -> None:
         self.address = address
         self.channel = channel
         self.connection: OutboundConnection | None = None
-        self.token = owner.new_token()
+        self.token = ""
         self._owner = owner
         self._peer = peer
         host, _colon, port = address.rpartition(":")
@@ -376,6 +376,8 @@ class Link:
     async def _connect_once(self) -> float:
         """Return after the connection has ended, for how many seconds it was up; 0 when it was not welcomed."""
         loop = asyncio.get_running_loop()
+        # One of its own, so that nothing which was seen of an earlier connection verifies another one.
+        self.token = self._owner.new_token()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _transport, connection = await loop.create_connection(
@@ -402,6 +404,7 @@ class Link:
     async def _use(self, connection: OutboundConnection) -> float:
         outcomes: list[asyncio.Future[Any]] = [connection.welcomed, connection.closed]
         await asyncio.wait(outcomes, timeout=HANDSHAKE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        self.token = ""
         if not connection.welcomed.done():
             self._hung_up += connection.closed.done()
             if connection.fault:

@@ -391,7 +391,8 @@ class Transport:
             return self._handler.may_begin(asker) or Consent(self.name)
         if isinstance(question, Confirm):
             token, links = question.token.encode(), (self._links.get(asker), self._snapshot_links.get(asker))
-            if any(link is not None and secrets.compare_digest(link.token.encode(), token) for link in links):
+            pending = [link.token.encode() for link in links if link is not None and link.token]
+            if any(secrets.compare_digest(each, token) for each in pending):
                 return Confirmed(self.name)
             return Rejected("unproven", f"{self.name} has no such connection to {asker}")
         peer = self._members.get(NodeId(question.peer))

@@ -136,8 +136,9 @@ class Member:
         )
 
     def token_for(self, peer: str) -> str:
-        """Return the secret by which this member recognises its connections to a peer."""
-        return self.transport._links[NodeId(peer)].token
+        """Return a secret by which this member takes a connection to a peer for its own."""
+        self.transport._links[NodeId(peer)].token = "expected"
+        return "expected"
 
     async def start(self) -> None:
         await self.transport.start("127.0.0.1", self.port)
@@ -386,6 +387,44 @@ async def test_who_is_not_at_the_members_address_is_not_heard_and_changes_nothin
     assert (a.events.storage, a.events.announced, len(a.events.seen)) == before
     assert b.transport.send(NodeId("a"), Vote(3))
     await a.events.wait_for("message", "b", Vote(3))
+
+
+async def test_secret_of_a_connection_that_is_up_verifies_no_other(pair):
+    """As who has seen the hello of a member would use it later."""
+    a, b = pair
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    for token in (b.transport._links[NodeId("a")].connection._token, ""):
+        question = Confirm(CLUSTER, "a", "b", token)
+        assert b.transport.answer(question) == Rejected("unproven", "b has no such connection to a")
+    reader, writer = await connect(a.port)
+    writer.write(hello(token=b.transport._links[NodeId("a")].connection._token))
+    answer = await read_handshake(reader)
+    assert isinstance(answer, Rejected)
+    assert answer.code == "unproven"
+    await close(writer)
+
+
+async def test_each_attempt_to_connect_has_a_secret_of_its_own(monkeypatch):
+    tokens, second_came = [], asyncio.Event()
+
+    async def take_and_hang_up(reader, writer):
+        tokens.append((await read_handshake(reader)).token)
+        confirmed.append([a.transport.answer(Confirm(CLUSTER, "b", "a", token)) for token in tokens])
+        if len(tokens) == 2:
+            second_came.set()
+        await close(writer)
+
+    confirmed: list[list[object]] = []
+    server = await asyncio.start_server(take_and_hang_up, "127.0.0.1", 0)
+    a = Member("a", ports(1)[0], {"b": server.sockets[0].getsockname()[1]})
+    await a.start()
+    async with asyncio.timeout(8):
+        await second_came.wait()
+    unknown = Rejected("unproven", "a has no such connection to b")
+    assert confirmed[:2] == [[Confirmed("a")], [unknown, Confirmed("a")]]
+    await a.transport.stop()
+    server.close()
 
 
 async def test_node_does_not_consent_to_a_cluster_that_it_would_begin_itself(lone):
