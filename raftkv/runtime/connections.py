@@ -64,6 +64,8 @@ _HUNG_UP_OFTEN = 3
 class InboundConnection(asyncio.Protocol):
     """An accepted connection: its peer says hello and is verified, then only receives.
 
+    It is accepted without TLS, which begins after that: so it is counted, and can give way, while TLS is negotiated.
+
     Attributes:
         peer: The verified peer, None before.
         member_id: Its id as a member.
@@ -78,6 +80,8 @@ class InboundConnection(asyncio.Protocol):
         self.channel = Channel.MESSAGES
         self.host = ""
         self.has_greeted = False
+        self._encrypting: asyncio.Task[None] | None = None
+        self._early = b""
         self._proving: asyncio.Task[None] | None = None
         self._owner = owner
         self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
@@ -92,10 +96,43 @@ class InboundConnection(asyncio.Protocol):
             self.abort()
             return
         _configure_socket(transport)
+        self._restart_deadline()
+        if self._owner.tls is not None:
+            self._transport.pause_reading()
+            self._transport.set_protocol(_Unencrypted(self))
+            self._encrypting = asyncio.get_running_loop().create_task(self._encrypt(self._owner.tls.accepting))
+
+    def _restart_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self.abort)
+
+    async def _encrypt(self, context: ssl.SSLContext) -> None:
+        assert self._transport is not None
+        encrypted: asyncio.Transport | None = None
+        try:
+            encrypted = await asyncio.get_running_loop().start_tls(
+                self._transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a stranger makes of TLS, it must not end the node
+            logger.debug("no TLS with %s: %r", self.host, error)
+        self._encrypting = None
+        if encrypted is None:
+            self.abort()
+            self.connection_lost(None)
+            return
+        self._transport = encrypted
+        self._restart_deadline()
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         """Take what has arrived."""
+        if self._encrypting is not None:
+            # It came with the end of the TLS handshake, of which the task has not been notified yet.
+            self._early += data
+            return
         try:
             for payload in self._reader.feed(data):
                 if self.peer is not None:
@@ -111,8 +148,9 @@ class InboundConnection(asyncio.Protocol):
         """Take note of the end."""
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._proving is not None:
-            self._proving.cancel()
+        for task in (self._encrypting, self._proving):
+            if task is not None:
+                task.cancel()
         self._owner.forget(self)
 
     def set_reading(self, *, is_reading: bool) -> None:
@@ -202,6 +240,21 @@ class InboundConnection(asyncio.Protocol):
         self._owner.warn(f"rejected a connection of {name} from {self.host}: {reason or rejected.text}")
         self._transport.write(encode_handshake(rejected))
         self._transport.close()
+
+
+class _Unencrypted(asyncio.Protocol):
+    """The protocol of an accepted connection until TLS begins on it: what comes then must never count as encrypted."""
+
+    def __init__(self, connection: InboundConnection) -> None:
+        self._connection = connection
+
+    def data_received(self, _data: bytes) -> None:
+        """Close the connection: it is not read yet, so nothing can come."""
+        self._connection.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Pass it on."""
+        self._connection.connection_lost(error)
 
 
 class OutboundConnection(asyncio.Protocol):

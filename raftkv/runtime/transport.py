@@ -41,7 +41,6 @@ from raftkv.runtime.framing import (
 )
 from raftkv.runtime.peer_proof import FindMembers, PeerProof
 from raftkv.runtime.promises import Promises
-from raftkv.tls import HANDSHAKE_SECONDS
 from raftkv.types import ClusterId, NodeId
 from raftkv.versions import OWN_VERSIONS, AnnouncedVersions
 
@@ -233,8 +232,6 @@ class Transport:
                 lambda: InboundConnection(self),
                 host,
                 port,
-                ssl=None if self.tls is None else self.tls.accepting,
-                ssl_handshake_timeout=None if self.tls is None else HANDSHAKE_SECONDS,
             )
         except OSError as error:
             raise ConfigurationError(

@@ -125,6 +125,45 @@ def test_a_silent_handshake_is_ended(cluster):
         assert silent.recv(1) == b"", "the node hangs up by itself"
 
 
+def is_open(connection: socket.socket) -> bool:
+    """Whether the other side has not closed a connection; what it has sent is read."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(4096):
+            pass
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        pass
+    return False
+
+
+def test_connections_that_begin_no_tls_do_not_shut_members_out(cluster, files):
+    target, returning = cluster.followers()
+    port = int(dict(item.split("=") for item in cluster.members.split(","))[target.name].rpartition(":")[2])
+    returning.kill()
+    silent = []
+    for number in range(200):
+        silent.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+        # Most say nothing. Others begin a handshake or something else, and hang up.
+        if number % 8 == 0:
+            silent[-1].sendall((b"\x16\x03\x01", b"\x16\x03\x01\x00\xc8\x01", b"GET / HTTP/1.1")[number % 3])
+            silent.pop().close()
+    # Before the handshakes would have ended by themselves, after five seconds.
+    deadline = time.monotonic() + 3
+    while sum(is_open(each) for each in silent) > 64:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    returning.start()
+    returning.wait_ready()
+    with BlockingClient([returning.url], tls=files) as client:
+        client.put(b"after", b"1")
+    assert "Traceback" not in target.log()
+    assert target.is_running
+    for each in silent:
+        each.close()
+
+
 def test_the_command_line_speaks_tls(cluster, authority):
     environment = {
         **os.environ,

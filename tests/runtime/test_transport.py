@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 
 import msgpack
 import pytest
@@ -367,6 +368,92 @@ async def test_silent_connections_do_not_shut_members_out(lone):
     _reader, writer = await greet(lone, hello())
     assert len(lone.transport.arrivals) < arrivals.MAX_ARRIVALS
     await close(writer, *(each for _reader, each in silent))
+
+
+async def closed_of(silent: list[tuple]) -> int:
+    """Return how many connections the other side has closed, when that does not change any more."""
+    closings = [asyncio.create_task(wait_closed(reader)) for reader, _writer in silent]
+    done, pending = await asyncio.wait(closings, timeout=1.0)
+    for each in pending:
+        each.cancel()
+    return len(done)
+
+
+async def test_silent_connections_that_begin_no_tls_are_bounded_and_do_not_shut_members_out(tmp_path):
+    tls = mutual_tls(tmp_path)
+    first, second = ports(2)
+    a, b = Member("a", first, {"b": second}, tls=tls), Member("b", second, {"a": first}, tls=tls)
+    await a.start()
+    silent = [await connect(a.port) for _ in range(200)]
+    await b.start()
+    await a.events.wait_for("connected", "b")
+    await b.events.wait_for("connected", "a")
+    assert await closed_of(silent) >= 200 - arrivals.MAX_ARRIVALS
+    assert len(a.transport.arrivals) <= arrivals.MAX_ARRIVALS
+    assert b.transport.send(NodeId("a"), Vote(3))
+    await a.events.wait_for("message", "b", Vote(3))
+    await a.transport.stop()
+    await b.transport.stop()
+    await close(*(writer for _reader, writer in silent))
+    assert a.fatal.empty()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x16\x03\x01", b"no TLS at all" * 1000, hello()],
+    ids=["nothing", "part", "garbage", "hello without TLS"],
+)
+async def test_connection_that_ends_during_its_tls_handshake_leaves_nothing(data, tmp_path):
+    (port,) = ports(1)
+    a = Member("a", port, {}, tls=mutual_tls(tmp_path))
+    await a.start()
+    for _ in range(3):
+        _reader, writer = await connect(port)
+        writer.write(data)
+        await close(writer)
+    _reader, last = await connect(port)
+    async with asyncio.timeout(8):
+        while len(a.transport.arrivals) != 1:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.01)
+    await a.transport.stop()
+    await close(last)
+    async with asyncio.timeout(8):
+        while len(a.transport.arrivals):  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.01)
+    assert a.fatal.empty()
+    assert (a.events.seen, a.transport.counters.rejected) == ([], 0)
+
+
+async def test_hello_that_comes_with_the_end_of_the_tls_handshake_is_heard(tmp_path):
+    tls = mutual_tls(tmp_path)
+    (port,) = ports(1)
+    a = Member("a", port, {"b": 1}, tls=tls)
+    await a.start()
+    to_acceptor, to_dialler = ssl.MemoryBIO(), ssl.MemoryBIO()
+    dialler = tls.dialling.wrap_bio(to_dialler, to_acceptor, server_hostname="127.0.0.1")
+    reader, writer = await connect(port)
+    with pytest.raises(ssl.SSLWantReadError):
+        dialler.do_handshake()
+    writer.write(to_acceptor.read())
+    async with asyncio.timeout(8):
+        while True:
+            to_dialler.write(await reader.read(65536))
+            try:
+                dialler.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(to_acceptor.read())
+        # In one piece with the last flight of the handshake.
+        dialler.write(hello(token="", peer_address="127.0.0.1:1"))
+        writer.write(to_acceptor.read())
+        received = b""
+        while not received:
+            to_dialler.write(await reader.read(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                received = dialler.read(65536)
+    assert isinstance(decode_handshake(received[4:]), Welcome)
+    await close(writer)
+    await a.transport.stop()
 
 
 async def test_who_is_not_at_the_members_address_is_not_heard_and_changes_nothing(pair):
