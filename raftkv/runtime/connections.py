@@ -141,7 +141,7 @@ class InboundConnection(asyncio.Protocol):
                     self._shake_hands(payload)
         except (BadFrame, MalformedMessage) as error:
             self._owner.counters.malformed += 1
-            self._owner.warn(f"dropped the connection of {self.peer or self.host}: {error}")
+            self._owner.warn(f"dropped the connection of {self.peer or self.host}: {error}", self.host, self.peer)
             self.abort()
 
     def connection_lost(self, _error: Exception | None) -> None:
@@ -237,7 +237,8 @@ class InboundConnection(asyncio.Protocol):
         """Refuse the dialler; the reason is for the log, when the dialler is not to be told all of it."""
         assert self._transport is not None
         self._owner.counters.rejected += 1
-        self._owner.warn(f"rejected a connection of {name} from {self.host}: {reason or rejected.text}")
+        text = f"rejected a connection of {name} from {self.host}: {reason or rejected.text}"
+        self._owner.warn(text, self.host, name)
         self._transport.write(encode_handshake(rejected))
         self._transport.close()
 

@@ -21,7 +21,7 @@ from typing import Protocol
 from raftkv.consensus.messages import Message, SnapshotChunk, UnknownMessage, decode, encode
 from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
-from raftkv.runtime.arrivals import Arrivals, BoundedWarnings
+from raftkv.runtime.arrivals import Arrivals, PeerWarnings
 from raftkv.runtime.connections import InboundConnection, Link
 from raftkv.runtime.framing import (
     BadFrame,
@@ -195,7 +195,7 @@ class Transport:
         self.tls = tls
         self.new_token = new_token
         self.arrivals = Arrivals()
-        self._warnings = BoundedWarnings(logger)
+        self._warnings = PeerWarnings(logger)
         self._former: dict[MemberId, ClusterMember] = {}
         self.proof = PeerProof(
             name, identity.cluster_id, None if tls is None else tls.dialling, self._known_members, find_members
@@ -562,9 +562,16 @@ class Transport:
         report = self._handler.on_congested if is_congested else self._handler.on_drained
         self.guarded(lambda: report(peer))
 
-    def warn(self, text: str) -> None:
-        """Log what an unverified peer did, at a bounded rate."""
-        self._warnings.warn(text)
+    def warn(self, text: str, address: str, name: str | None) -> None:
+        """Log what is wrong with an accepted connection, at a bounded rate.
+
+        Args:
+            text: What is wrong.
+            address: Where it comes from.
+            name: What its peer calls itself, None when it has not said that.
+        """
+        is_member = any(member.name == name for member in self._known_members())
+        self._warnings.warn(text, address, name if is_member else None)
 
     def fail(self, error: BaseException) -> None:
         """End the node over an error that nothing expects."""

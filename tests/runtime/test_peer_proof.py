@@ -13,7 +13,7 @@ from cryptography import x509
 
 from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime import arrivals, peer_proof
-from raftkv.runtime.arrivals import Arrivals, BoundedWarnings
+from raftkv.runtime.arrivals import Arrivals, PeerWarnings
 from raftkv.runtime.framing import Confirm, Confirmed, Hello, Vouch, Vouched
 from raftkv.runtime.handshake_call import ask
 from raftkv.runtime.peer_proof import Certificate, PeerProof, Unproven
@@ -337,13 +337,28 @@ def test_connections_of_the_busiest_address_give_way_and_silent_ones_first(monke
 
 
 async def test_warnings_of_unverified_peers_are_bounded(caplog, monkeypatch):
-    warnings = BoundedWarnings(logging.getLogger("raftkv"))
+    warnings = PeerWarnings(logging.getLogger("raftkv"))
     for number in range(1000):
-        warnings.warn(f"stranger {number // 2}")
+        warnings.warn(f"stranger {number // 2}", f"10.0.0.{number % 2}", None)
     assert len(caplog.records) == arrivals.MOST_IN_WINDOW
     monkeypatch.setattr(arrivals, "WINDOW_SECONDS", 0.0)
-    warnings.warn("another")
+    warnings.warn("another", "10.0.0.1", None)
     assert [record.getMessage() for record in caplog.records[-2:]] == [
         f"{1000 - arrivals.MOST_IN_WINDOW} more warnings of unverified peers were left out",
         "another",
     ]
+
+
+async def test_warnings_of_one_address_and_of_one_name_leave_room_for_others(caplog, monkeypatch):
+    warnings = PeerWarnings(logging.getLogger("raftkv"))
+    for name in (None, "b"):
+        for number in range(1000):
+            warnings.warn(f"{name} {number}", "10.9.9.9", name)
+    assert len(caplog.records) == 2 * arrivals.MOST_OF_ADDRESS
+    for source, name in (("10.0.0.1", None), ("10.0.0.1", "b"), ("10.9.9.9", "c")):
+        warnings.warn(f"{name} at {source}", source, name)
+        assert caplog.records[-1].getMessage() == f"{name} at {source}"
+    monkeypatch.setattr(arrivals, "WINDOW_SECONDS", 0.0)
+    warnings.warn("another", "10.0.0.1", "b")
+    left_out = 1000 - arrivals.MOST_OF_ADDRESS
+    assert caplog.records[-2].getMessage() == f"{left_out} more warnings of peers that say they are b were left out"

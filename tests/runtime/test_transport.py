@@ -514,6 +514,23 @@ async def test_each_attempt_to_connect_has_a_secret_of_its_own(monkeypatch):
     server.close()
 
 
+async def test_warnings_of_strangers_do_not_hide_why_a_member_is_refused(lone, caplog):
+    async def refused(source: str, **said) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", lone.port, local_addr=(source, 0))
+        writer.write(hello(**said))
+        assert isinstance(await read_handshake(reader), Rejected)
+        await close(writer)
+
+    for number in range(2 * arrivals.MOST_IN_WINDOW):
+        await refused("127.0.0.1", name=f"s{number}", cluster=ClusterId("f" * 16))
+    for number in range(2 * arrivals.MOST_IN_WINDOW):
+        await refused("127.0.0.1", cluster=ClusterId(f"{number:016x}"))
+    await refused("127.0.0.2", token="")
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) <= 2 * arrivals.MOST_IN_WINDOW
+    assert any(text.startswith("rejected a connection of b from 127.0.0.2: b names no token") for text in texts), texts
+
+
 async def test_node_does_not_consent_to_a_cluster_that_it_would_begin_itself(lone):
     reader, writer = await connect(lone.port)
     writer.write(encode_handshake(Inquiry(CLUSTER, "a", "a")))
