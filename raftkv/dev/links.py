@@ -16,9 +16,9 @@ from raftkv.dev.node import HOST, DevNode
 from raftkv.runtime.framing import (
     MAX_HANDSHAKE_BYTES,
     BadFrame,
-    Confirm,
     Hello,
-    Vouch,
+    Probe,
+    Question,
     decode_handshake,
     encode_frame,
 )
@@ -149,8 +149,7 @@ class LinkProxies:
     async def _connect(self, target: DevNode, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(_HELLO_SECONDS):
             hello, frame = await _read_hello(reader)
-        there = self._links.get((NodeId(hello.name), target.name))
-        back = self._links.get((target.name, NodeId(hello.name)))
+        there, back = self._links_of(hello, target)
         if there is None or back is None:
             return
         await there.wait_until_whole()
@@ -170,14 +169,22 @@ class LinkProxies:
             back.writers.discard(writer)
             upstream_writer.transport.abort()
 
+    def _links_of(self, hello: Hello | Question, target: DevNode) -> tuple[_Link | None, _Link | None]:
+        """Return the links to and from a node that a connection belongs to; None when there are none."""
+        if isinstance(hello, Probe):
+            # It does not say who asks, and may be the node's own: no link's conditions apply to it.
+            return _Link(), _Link()
+        dialler = NodeId(hello.name)
+        return self._links.get((dialler, target.name)), self._links.get((target.name, dialler))
 
-async def _read_hello(reader: asyncio.StreamReader) -> tuple[Hello | Confirm | Vouch, bytes]:
+
+async def _read_hello(reader: asyncio.StreamReader) -> tuple[Hello | Question, bytes]:
     length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
     if length > MAX_HANDSHAKE_BYTES:
         raise BadFrame("longer than a handshake")
     payload = await reader.readexactly(length)
     hello = decode_handshake(payload)
-    if not isinstance(hello, Hello | Confirm | Vouch):
+    if not isinstance(hello, Hello | Question):
         raise BadFrame("not an introduction")
     return hello, encode_frame(payload)
 

@@ -12,7 +12,7 @@ import pytest
 from raftkv.dev.links import Conditions, LinkProxies
 from raftkv.dev.node import DevNode, plan_nodes
 from raftkv.errors import ConfigurationError
-from raftkv.runtime.framing import Hello, Welcome, encode_frame, encode_handshake
+from raftkv.runtime.framing import Hello, Inquiry, Presence, Probe, Welcome, encode_frame, encode_handshake
 from raftkv.types import NodeId
 from tests.process.cluster import is_free
 
@@ -202,6 +202,31 @@ async def test_whoever_is_no_member_is_turned_away(first):
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await asyncio.wait_for(reader.readexactly(1), 5)
         assert not member.received
+        writer.close()
+
+
+@pytest.mark.parametrize("question", [Probe("cluster"), Inquiry("cluster", "n1", "n2")], ids=["probe", "inquiry"])
+async def test_questions_and_their_answers_come_through(question):
+    member = Member()
+    async with proxy_before(member) as (_proxies, node):
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.peer_port)
+        writer.write(encode_handshake(question))
+        assert await member.wait_for(len(encode_handshake(question))) == encode_handshake(question)
+        answer = encode_handshake(Presence("n2", 8, "storage"))
+        member.writers[0].write(answer)
+        member.writers[0].close()
+        assert await asyncio.wait_for(reader.read(), 5) == answer
+        writer.close()
+
+
+async def test_question_of_a_node_to_itself_comes_through_cut_links():
+    """It does not say who asks, and a node asks at its own address too, whatever the network does to it."""
+    member = Member()
+    async with proxy_before(member) as (proxies, node):
+        proxies.set_conditions({link: Conditions(is_cut=True) for link in ((N1, N2), (N2, N1), (N3, N2), (N2, N3))})
+        _reader, writer = await asyncio.open_connection("127.0.0.1", node.peer_port)
+        writer.write(encode_handshake(Probe("cluster")))
+        await member.wait_for(1)
         writer.close()
 
 

@@ -94,6 +94,25 @@ def test_the_end_of_a_session_mends_whatever_it_broke(cluster):
         wait_until(lambda node=node: node.ask("/readyz")[0] == 200)
 
 
+def test_member_moves_while_links_are_proxied(cluster):
+    """The leader asks at the new address who is there, through the proxy before that."""
+
+    async def move() -> None:
+        async with Session(cluster.directory) as session:
+            await session.proxy_links()
+            node = cluster.nodes[1]
+            await asyncio.to_thread(wait_until, lambda: node.ask("/readyz")[0] == 200)
+            address = f"localhost:{cluster.port + 11}"
+            command = [*RAFTKV, "member", "move", "n2", address, "--endpoints", cluster.nodes[0].url]
+            moved = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+            assert moved.returncode == 0, moved.stderr
+            await asyncio.to_thread(wait_until, lambda: address in str(node.ask("/v1/cluster/members")[1]))
+
+    asyncio.run(move())
+    for node in cluster.nodes:
+        wait_until(lambda node=node: node.ask("/readyz")[0] == 200)
+
+
 def test_one_session_at_a_time_and_wrong_requests_are_refused(cluster):
     async def ask() -> None:
         async with Session(cluster.directory) as session:
