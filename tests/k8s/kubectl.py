@@ -55,6 +55,7 @@ class Set:
         self.backups = machine.directory / "backups"
         self.backups.mkdir()
         self.objects: list[dict[str, Any]] = []
+        self.secrets: dict[str, dict[str, str]] = {}
         self.has_reader = False
         self._template: dict[str, Any] = {}
         self._policy: dict[str, str] = {}
@@ -82,7 +83,9 @@ class Set:
             for pod in ending:
                 pod.lose_volume()
         for ordinal in range(len(self.pods), replicas):
-            pod = Pod(self.machine, self._template, ordinal, environment_of(self._template, ordinal))
+            (container,) = self._template["spec"]["containers"]
+            variables = environment_of(self._template, ordinal) | self._of_secrets(container)
+            pod = Pod(self.machine, self._template, ordinal, variables)
             self.pods.append(pod)
             pod.start()
 
@@ -114,7 +117,17 @@ class Set:
         variables = {item["name"]: item["value"] for item in container["env"]}
         arguments = [argument.replace("=/backups", f"={self.backups}") for argument in container["args"]]
         command = self.machine.command(self.machine.namespace, sys.executable, "-m", "raftkv", *arguments)
-        subprocess.run(command, check=True, timeout=60, env={**os.environ, **variables})
+        subprocess.run(command, check=True, timeout=60, env={**os.environ, **variables, **self._of_secrets(container)})
+
+    def _of_secrets(self, container: dict[str, Any]) -> dict[str, str]:
+        """Return the variables that a container has of whole Secrets."""
+        found: dict[str, str] = {}
+        for each in container.get("envFrom", []):
+            name = each["secretRef"]["name"]
+            if name not in self.secrets:
+                raise Refused(f'secret "{name}" not found')
+            found |= self.secrets[name]
+        return found
 
 
 class Kubectl:
@@ -216,7 +229,7 @@ class Kubectl:
                         raise Refused(f"timed out waiting for {name}")
             case ["rollout", "status", "statefulset", "raftkv"]:
                 self._set.wait_ready()
-            case ["delete", "pod", name] if name == _READER:
+            case ["delete", "pod", name, "--ignore-not-found"] if name == _READER:
                 self._set.has_reader = False
             case ["delete", "pvc", *claims]:
                 for claim in claims:

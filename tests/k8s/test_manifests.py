@@ -201,6 +201,26 @@ def test_maintenance_mode_mounts_the_same_volumes_and_runs_no_node():
     assert reader["volumes"] == job["volumes"]
 
 
+def test_only_maintenance_mode_with_a_bucket_lets_pods_reach_one():
+    def objects_of(overlay: str) -> list[dict[str, Any]]:
+        command = ["kubectl", "kustomize", str(ROOT / "overlays" / overlay)]
+        return list(yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout))
+
+    def ports_to_anywhere(objects: list[dict[str, Any]]) -> set[int]:
+        rules = only(objects, "NetworkPolicy")["spec"]["egress"]
+        return {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]}
+
+    usual, with_bucket = objects_of("maintenance"), objects_of("maintenance-bucket")
+    for each in with_bucket:
+        for version in VERSIONS:
+            kubernetes_validate.validate(each, version, strict=True)
+    assert (ports_to_anywhere(usual), ports_to_anywhere(with_bucket)) == ({53}, {53, 443})
+    (plain,), (container,) = pod(usual)["spec"]["containers"], pod(with_bucket)["spec"]["containers"]
+    assert container == plain | {"envFrom": [{"secretRef": {"name": "raftkv-backup-s3"}}]}
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "pip install --no-cache-dir '.[s3]'" in dockerfile, "the pods have what buckets need"
+
+
 def test_volumes_are_as_large_as_the_sizing_guide_asks(rendered):
     _replicas, objects = rendered
     (template,) = only(objects, "StatefulSet")["spec"]["volumeClaimTemplates"]
