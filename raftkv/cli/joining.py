@@ -20,6 +20,14 @@ from raftkv.versions import SUPPORTED_VERSIONS, ClusterVersion
 logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 3.0
+"""For each node to say which members its cluster has."""
+
+_FINDER_SECONDS = 2.0
+"""The same, while a dialler waits for its verification."""
+
+_CHANGE_SECONDS = 6.0
+"""For one node to add or replace this member; then the next one is asked."""
+
 _PAUSE_SECONDS = 0.5
 _LOOKS_BEFORE_BOOTSTRAP = 3
 _LOOKS_BETWEEN_WORDS = 20
@@ -53,27 +61,44 @@ def finder_of_members(config: NodeConfig) -> FindMembers | None:
         return None
 
     async def find_members() -> list[ClusterMember]:
-        answers, _reasons = await _look(config)
-        return [
-            ClusterMember(MemberId(int(member.id, 16)), member.name, member.peer_address, is_voter=member.votes)
-            for answer in answers
-            for member in answer.members
-        ]
+        asked = (_members_at(url, config) for url in config.joining.urls)
+        # Whatever is wrong with a URL or a file: any peer can cause this, and it must not end the node.
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        for url, failure in zip(config.joining.urls, found, strict=True):
+            if isinstance(failure, BaseException):
+                logger.debug("%s does not say which members its cluster has: %r", url, failure)
+        return [member for members in found if isinstance(members, list) for member in members]
 
     return find_members
 
 
+async def _members_at(url: str, config: NodeConfig) -> list[ClusterMember]:
+    answer = await _ask(url, _tls(config), _FINDER_SECONDS)
+    if isinstance(answer, str) or answer.answered_by == config.name:
+        return []
+    return [
+        ClusterMember(MemberId(int(member.id, 16)), member.name, member.peer_address, is_voter=member.votes)
+        for member in answer.members
+    ]
+
+
 async def _join(config: NodeConfig, directory: RealDirectory) -> None:
-    looks = 0
+    looks = attempts = 0
+    warned_of: set[str] = set()
     while True:
-        answers, reasons = await _look(config)
+        found, silent = await _look(config)
+        answers = list(found.values())
+        if answers and silent.keys() - warned_of:
+            warned_of |= silent.keys()
+            logger.warning("going on without some nodes of the cluster to be joined: %s", "; ".join(silent.values()))
         if answers and has_identity(directory):
             if not _is_another(read_identity(directory), answers):
                 return
             give_up_directory(config.data_dir)
         if answers:
             version = _checked_version(config, answers)
-            identity = await _enter(config, answers)
+            identity = await _enter(config, found, attempts)
+            attempts += 1
             if identity is not None:
                 store_identity(directory, identity, version)
                 logger.info("joined cluster %s as member %016x", identity.cluster_id, identity.member_id)
@@ -83,7 +108,7 @@ async def _join(config: NodeConfig, directory: RealDirectory) -> None:
             logger.info("no cluster runs at %s; beginning one", ", ".join(config.joining.urls))
             return
         if not answers and looks % _LOOKS_BETWEEN_WORDS == 1:
-            logger.info("waiting for the cluster to be joined: %s", "; ".join(reasons))
+            logger.info("waiting for the cluster to be joined: %s", "; ".join(silent.values()))
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
@@ -114,11 +139,20 @@ def _is_another(identity: Identity, answers: list[MemberList]) -> bool:
     return any(member.storage_id not in (None, identity.storage_id) for member in known)
 
 
-async def _look(config: NodeConfig) -> tuple[list[MemberList], list[str]]:
-    """Ask every node that is known who belongs to its cluster; return their answers, and why others gave none."""
-    found = await asyncio.gather(*(_ask(url, _tls(config)) for url in config.joining.urls))
-    answers = [answer for answer in found if isinstance(answer, MemberList) and answer.answered_by != config.name]
-    return answers, [answer for answer in found if isinstance(answer, str)]
+async def _look(config: NodeConfig) -> tuple[dict[str, MemberList], dict[str, str]]:
+    """Ask every node that is known who belongs to its cluster.
+
+    Returns:
+        The answers by URL, and why there is none of the others.
+    """
+    urls = config.joining.urls
+    asked = await asyncio.gather(*(_ask(url, _tls(config), _ANSWER_SECONDS) for url in urls))
+    answers = dict(zip(urls, asked, strict=True))
+    found = {url: each for url, each in answers.items() if isinstance(each, MemberList)}
+    return (
+        {url: each for url, each in found.items() if each.answered_by != config.name},
+        {url: each for url, each in answers.items() if isinstance(each, str)},
+    )
 
 
 def _tls(config: NodeConfig) -> TlsFiles | None:
@@ -126,16 +160,23 @@ def _tls(config: NodeConfig) -> TlsFiles | None:
     return None if config.tls is None else TlsFiles(config.tls.ca, config.tls.cert, config.tls.key)
 
 
-async def _ask(url: str, tls: TlsFiles | None) -> MemberList | str:
-    async with Client([url], _ANSWER_SECONDS, _ANSWER_SECONDS, tls=tls) as client:
+async def _ask(url: str, tls: TlsFiles | None, seconds: float) -> MemberList | str:
+    async with Client([url], seconds, seconds, tls=tls) as client:
         try:
             return await client.members.list()
         except (NotApplied, UnknownOutcome) as error:
             return str(error)
 
 
-async def _enter(config: NodeConfig, answers: list[MemberList]) -> Identity | None:
-    """Take the place that this node has in the cluster, or ask for one; None when that has to be looked at again."""
+async def _enter(config: NodeConfig, found: dict[str, MemberList], attempts: int) -> Identity | None:
+    """Take the place that this node has in the cluster, or ask for one; None when that has to be looked at again.
+
+    Args:
+        config: The node's configuration.
+        found: What each URL has answered.
+        attempts: How often a place was asked for before. Each time the next URL is asked, since one may hang.
+    """
+    answers = list(found.values())
     clusters = {answer.cluster_id for answer in answers}
     if len(clusters) > 1:
         raise ConfigurationError(f"the nodes to be joined belong to different clusters: {', '.join(sorted(clusters))}")
@@ -149,7 +190,8 @@ async def _enter(config: NodeConfig, answers: list[MemberList]) -> Identity | No
             f"{config.name} is a member of cluster {answers[0].cluster_id} already, and {config.data_dir} is empty: "
             f'if its data is lost, run "raftkv member replace {config.name}" first'
         )
-    async with Client(config.joining.urls, tls=_tls(config)) as client:
+    url = list(found)[attempts % len(found)]
+    async with Client([url], _CHANGE_SECONDS, _CHANGE_SECONDS, tls=_tls(config)) as client:
         try:
             if has_joined:
                 await client.members.replace(config.name, config.advertise_peer)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
 import pytest
 
 from raftkv.cli import joining
-from raftkv.cli.joining import join_if_new
+from raftkv.cli.joining import finder_of_members, join_if_new
 from raftkv.config import NodeConfig
 from raftkv.errors import ConfigurationError, MemberChangeRefused, UnsupportedVersion
 from raftkv.membership import AddMember, MemberId
@@ -27,6 +28,7 @@ from tests.process.cluster import free_ports
 def hasty(monkeypatch):
     monkeypatch.setattr(joining, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(joining, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(joining, "_CHANGE_SECONDS", 0.3, raising=False)
 
 
 def config_of(server: ServerThread, tmp_path, **others: str) -> NodeConfig:
@@ -131,6 +133,65 @@ async def test_without_a_cluster_a_first_member_begins_one_and_says_whom_it_aske
     assert "no cluster runs at http://n-1.localhost" in caplog.text
     assert "waiting for the cluster to be joined: no endpoint served the request" in caplog.text
     assert not (tmp_path / "data/identity.json").exists()
+
+
+async def test_node_that_does_not_answer_is_named_and_the_next_is_asked(server, tmp_path, caplog):
+    server.log.unreachable.add(NodeId("n4"))
+
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+
+    hung = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{hung.sockets[0].getsockname()[1]}"
+    async with hung, asyncio.timeout(8):
+        await join_if_new(config_of(server, tmp_path, join=f"{url},{server.url}"))
+    assert identity_in(tmp_path)["cluster_id"] == CLUSTER
+    assert re.search(f"going on without some nodes .*: {url}: no answer in time", caplog.text)
+    assert server.url not in caplog.text
+
+
+async def test_finder_of_members_passes_over_nodes_that_give_no_answer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(joining, "_FINDER_SECONDS", 0.3)
+
+    async def answer_something_else(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    other = await asyncio.start_server(answer_something_else, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}"
+    find = finder_of_members(config_of(server, tmp_path, join=f"{url},{server.url}"))
+    async with other, asyncio.timeout(8):
+        assert {each.name for each in await find()} == {each.name for each in server.log.membership.members}
+    # A certificate that is being renewed: no dialler must be able to end the node with that.
+    missing = {f"tls_{kind}": str(tmp_path / kind) for kind in ("cert", "key", "ca")}
+    assert await finder_of_members(config_of(server, tmp_path, join="https://localhost:1", **missing))() == []
+
+
+async def test_change_that_a_node_leaves_unanswered_is_asked_of_the_next(server, tmp_path, caplog):
+    """It lists the members and hangs at the change, as a node does that is cut off from its leader."""
+    server.log.unreachable.add(NodeId("n4"))
+    target = server.url.removeprefix("http://").split(":")
+
+    async def answer_reads(reader, writer):
+        request = await reader.readuntil(b"\r\n\r\n")
+        if not request.startswith(b"GET "):
+            await reader.read()
+            writer.close()
+            return
+        upstream_reader, upstream = await asyncio.open_connection(*target)
+        upstream.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        writer.write(await upstream_reader.read())
+        writer.close()
+        upstream.close()
+
+    hung = await asyncio.start_server(answer_reads, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{hung.sockets[0].getsockname()[1]}"
+    async with hung, asyncio.timeout(8):
+        await join_if_new(config_of(server, tmp_path, join=f"{url},{server.url}"))
+    assert identity_in(tmp_path)["cluster_id"] == CLUSTER
+    assert f"joining failed, trying again: {url}: no answer in time" in caplog.text
 
 
 async def test_a_directory_that_somebody_uses_is_left_alone(server, tmp_path):
