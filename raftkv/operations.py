@@ -139,12 +139,14 @@ class PutOperation:
         value: Its new value; None keeps the old one, of a key that must exist.
         lease: Lease to attach it to, 0 for none; None keeps the old one, of a key that must exist.
         wants_previous: Whether the result shall have the key as it was.
+        content_type: Media type to store with the value, empty for none. A value that is kept keeps its own.
     """
 
     key: bytes
     value: bytes | None
     lease: int | None = 0
     wants_previous: bool = False
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +327,7 @@ MAX_TRANSACTION_PARTS = 4224
 """Operations and compares of a transaction and of all nested ones, in both branches: they are read in some 30 ms."""
 
 MAX_TRANSACTION_BYTES = 1_572_864
-"""1.5 MiB of keys, values and framing, etcd's default."""
+"""1.5 MiB of keys, values with their content types, and framing, etcd's default."""
 
 MAX_VISITED_KEYS = 100_000
 """Keys that one transaction visits at most, together with those nested in it: compared, read and deleted ones.
@@ -362,7 +364,7 @@ def may_put(transaction: Transaction) -> bool:
 
 
 def transaction_bytes(transaction: Transaction) -> int:
-    """Return what a transaction's keys and values count towards ``MAX_TRANSACTION_BYTES``."""
+    """Return what a transaction's keys, values and content types count towards ``MAX_TRANSACTION_BYTES``."""
     size = 0
     for compare in transaction.compares:
         size += len(compare.span.start) + (len(compare.operand) if isinstance(compare.operand, bytes) else 8)
@@ -370,7 +372,7 @@ def transaction_bytes(transaction: Transaction) -> int:
         if isinstance(operation, Transaction):
             size += transaction_bytes(operation)
         elif isinstance(operation, PutOperation):
-            size += len(operation.key) + len(operation.value or b"")
+            size += len(operation.key) + len(operation.value or b"") + len(operation.content_type)
         else:
             size += len(operation.span.start)
     return size

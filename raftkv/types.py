@@ -84,6 +84,7 @@ class KeyValue:
         mod_revision: Revision of the last write to the key.
         version: Number of writes since the creation, from 1.
         lease: Lease that the key is attached to, 0 for none.
+        content_type: Media type that was stored with the value, empty for none; left out wherever the value is.
     """
 
     key: bytes
@@ -92,6 +93,12 @@ class KeyValue:
     mod_revision: Revision
     version: int
     lease: int = 0
+    content_type: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the key, the value and its content type, as limits count them."""
+        return len(self.key) + len(self.value) + len(self.content_type)
 
 
 @dataclass(frozen=True, slots=True)

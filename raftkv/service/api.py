@@ -161,9 +161,13 @@ class KeyValueService(Protocol):
         condition: Condition | None = None,
         *,
         lease: int = 0,
+        content_type: str = "",
         safeguards: Safeguards = NO_SAFEGUARDS,
     ) -> Written | ConditionFailed:
-        """Write a key; return when the write is durable on a majority and applied here."""
+        """Write a key; return when the write is durable on a majority and applied here.
+
+        ``content_type`` is stored with the value, empty for none.
+        """
         ...
 
     async def delete(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from raftkv.errors import InvalidRequest
+from raftkv.media_types import fault_of_media_type
 from raftkv.operations import NO_SAFEGUARDS, Refused, Safeguards
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
@@ -71,13 +72,15 @@ class KeyValues:
         condition: Condition | None = None,
         *,
         lease: int = 0,
+        content_type: str = "",
         safeguards: Safeguards = NO_SAFEGUARDS,
     ) -> Written | ConditionFailed:
         """Write a key; return when the write is durable on a majority and applied here."""
         check_key(key)
         if len(value) > MAX_VALUE_BYTES:
             raise InvalidRequest(f"the value has {len(value)} bytes, the limit is {MAX_VALUE_BYTES}")
-        return await self._write(Put(key, value, lease, condition), safeguards)
+        check_content_type(content_type)
+        return await self._write(Put(key, value, lease, condition, content_type), safeguards)
 
     async def delete(
         self, key: bytes, condition: Condition | None = None, *, safeguards: Safeguards = NO_SAFEGUARDS
@@ -133,3 +136,14 @@ def check_key(key: bytes) -> None:
         raise InvalidRequest("the key is empty")
     if len(key) > MAX_KEY_BYTES:
         raise InvalidRequest(f"the key has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
+
+
+def check_content_type(content_type: str) -> None:
+    """Refuse a content type that no value may have; an empty one stands for none.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    fault = fault_of_media_type(content_type) if content_type else None
+    if fault is not None:
+        raise InvalidRequest(f"the content type {fault}")

@@ -24,7 +24,7 @@ from raftkv.operations import (
     TransactionResult,
     is_read_only,
 )
-from raftkv.service.kv import check_key
+from raftkv.service.kv import check_content_type, check_key
 from raftkv.service.reads import ReadGate
 from raftkv.service.refusals import error_of
 from raftkv.service.slices import Slices
@@ -145,7 +145,8 @@ class Store:
         """Write a key."""
         _check_operation(operation)
         if operation.value is not None and operation.lease is not None and not operation.wants_previous:
-            written = await self._writes.apply(Put(operation.key, operation.value, operation.lease))
+            put = Put(operation.key, operation.value, operation.lease, content_type=operation.content_type)
+            written = await self._writes.apply(put)
             assert isinstance(written, Written), "the result of a put without a condition"
             return AtRevision(written.revision, PutResult(None))
         transacted = await self.transact(Transaction((), (operation,), ()))
@@ -212,7 +213,8 @@ def _check_operation(operation: Operation) -> None:
     """Refuse what no store can look up: as a committed entry it would end every node that applies it.
 
     Raises:
-        InvalidRequest: A key is empty, one that is written is too long, or a number is no id of a lease.
+        InvalidRequest: A key is empty, one that is written is too long, a number is no id of a lease, or a content type
+            is none.
     """
     if isinstance(operation, Transaction):
         for part in (*operation.compares, *operation.success, *operation.failure):
@@ -222,6 +224,9 @@ def _check_operation(operation: Operation) -> None:
                 _check_operation(part)
     elif isinstance(operation, PutOperation):
         check_key(operation.key)
+        check_content_type(operation.content_type)
+        if operation.value is None and operation.content_type:
+            raise InvalidRequest("a value that is kept keeps its content type")
         if operation.lease is not None and operation.lease not in _LEASE_IDS:
             raise InvalidRequest(f"{operation.lease} is no id of a lease")
     else:
@@ -237,4 +242,6 @@ def _add_to_hash(value: int, revision: int, event: Event) -> int:
     item = event.item
     numbers = (revision, item.create_revision, item.version, item.lease, len(item.key))
     head = event.kind.value.encode() + b" %d %d %d %d %d " % numbers
+    if item.content_type:
+        head += b"%d %s " % (len(item.content_type), item.content_type.encode())
     return zlib.crc32(item.value, zlib.crc32(item.key, zlib.crc32(head, value)))

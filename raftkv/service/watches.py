@@ -162,7 +162,7 @@ class Watcher:
         return found
 
     def _adapt_to(self, events: Sequence[tuple[int, Event]]) -> None:
-        size = sum(len(event.item.value) for _revision, event in events)
+        size = sum(len(event.item.value) + len(event.item.content_type) for _revision, event in events)
         fitting = self._events_at_a_time * _BYTES_AT_A_TIME // max(size, _BYTES_AT_A_TIME // 4)
         self._events_at_a_time = max(1, min(_EVENTS_AT_A_TIME, fitting))
 

@@ -258,7 +258,7 @@ class CommandApplier:
     def _put(self, command: Put, before: KeyValue | None) -> Written | Refused:
         if command.lease and not self._leases.exists(command.lease):
             return Refused(RefusalKind.LEASE_NOT_FOUND, f"lease {command.lease} does not exist")
-        item = self._history.put(command.key, command.value, command.lease)
+        item = self._history.put(command.key, command.value, command.lease, command.content_type)
         self._leases.move(command.key, 0 if before is None else before.lease, command.lease)
         return Written(self.revision, item)
 

@@ -17,7 +17,7 @@ import msgpack
 from raftkv.membership import MemberChange
 from raftkv.operations import FINGERPRINT_BYTES, Alarm, AlarmKind, Fence, Transaction
 from raftkv.store.members import change_fields, change_of
-from raftkv.store.transaction_codec import transaction_bytes, transaction_fields, transaction_of
+from raftkv.store.transaction_codec import content_type_of, transaction_bytes, transaction_fields, transaction_of
 from raftkv.types import Condition, Revision
 from raftkv.versions import FIRST_VERSION, ClusterVersion
 
@@ -58,12 +58,14 @@ class Put:
         value: Its new value.
         lease: Lease to attach it to, 0 for none.
         condition: What must hold of the key, None for nothing.
+        content_type: Media type to store with the value, empty for none.
     """
 
     key: bytes
     value: bytes
     lease: int = 0
     condition: Condition | None = None
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 def encoded_size_hint(command: Command) -> int:
     """Return an upper bound of a command's encoded size in bytes."""
     if isinstance(command, Put):
-        return len(command.key) + len(command.value) + _FRAMING_BYTES
+        return len(command.key) + len(command.value) + len(command.content_type) + _FRAMING_BYTES
     if isinstance(command, Delete):
         return len(command.key) + _FRAMING_BYTES
     if isinstance(command, Transact):
@@ -300,14 +302,15 @@ def _write_fields(command: Put | Delete) -> tuple[Any, ...]:
     else:
         expected = condition.mod_revision
     if isinstance(command, Put):
-        return (_PUT, command.key, command.value, command.lease, expected)
+        fields = (_PUT, command.key, command.value, command.lease, expected)
+        return (*fields, command.content_type) if command.content_type else fields
     return (_DELETE, command.key, expected)
 
 
 def _command(item: Any) -> Command:
     if type(item) is tuple:
-        if len(item) == 5 and item[0] == _PUT and type(item[1]) is type(item[2]) is bytes and type(item[3]) is int:
-            return Put(item[1], item[2], item[3], _condition(item[4]))
+        if len(item) in (5, 6) and item[0] == _PUT and _has_types(item[1:4], (bytes, bytes, int)):
+            return Put(item[1], item[2], item[3], _condition(item[4]), _content_type(item[5:]))
         if len(item) == 3 and item[0] == _DELETE and type(item[1]) is bytes:
             return Delete(item[1], _condition(item[2]))
         if len(item) == 2 and item[0] == _TRANSACT:
@@ -326,6 +329,13 @@ def _command(item: Any) -> Command:
 def _unknown(item: Any) -> MalformedCommand:
     kind = item[0] if type(item) is tuple and item else item
     return MalformedCommand(f"a command of the unknown kind {kind!r}, or of a wrong shape")
+
+
+def _content_type(fields: tuple[Any, ...]) -> str:
+    try:
+        return content_type_of(fields)
+    except (TypeError, ValueError) as error:
+        raise MalformedCommand(f"a put of a wrong shape: {error}") from None
 
 
 def _transaction(fields: Any) -> Transaction:

@@ -405,7 +405,7 @@ class Machine:
                 if (len(found) >= limit or size >= _EVENTS_BYTES) and revision != found[-1][0]:
                     return found
                 found.append((revision, event))
-                size += len(event.item.value)
+                size += len(event.item.value) + len(event.item.content_type)
             if start is not None:
                 yield
         return found
@@ -528,7 +528,7 @@ class Machine:
                     if len(items) >= limit or size >= max_bytes:
                         return KeyRange(tuple(items), Revision(at), item.key)
                     items.append(item)
-                    size += len(item.value)
+                    size += len(item.value) + len(item.content_type)
                 position = following
                 if position is not None:
                     yield

@@ -34,8 +34,14 @@ _RECORD = struct.Struct("<QQQQI")
 """Create revision, mod revision, version, lease, number within the mod revision."""
 
 _EVENT_HEADER = struct.Struct("<BQQQ12sI")
-"""Deleted or not, create revision, version, lease, place of the event before it, length of the key; key and value
-follow."""
+"""What happened, create revision, version, lease, place of the event before it, length of the key.
+
+The key follows, and the value of a put. Between them stands the value's content type, if it has one, after its length
+in one byte.
+"""
+
+_PUT, _DELETED, _PUT_WITH_TYPE = range(3)
+"""What happened, as events have it."""
 
 _PLACE = struct.Struct(">QI")
 _NO_PLACE = bytes(_PLACE.size)
@@ -144,7 +150,7 @@ class HistoryReader:
         at = query.revision
         if query.span.is_single:
             found = self.get(query.span.start, at)
-            size = 0 if found is None else len(found.key) + len(found.value)
+            size = 0 if found is None else found.size
             allowance.visit(1, size + self._take_passed_bytes())
             if found is not None:
                 selection.add((found,))
@@ -216,7 +222,7 @@ class HistoryReader:
             item = self._item(key, record, at, keys_only=keys_only)
             if item is not None:
                 items.append(item)
-                size += len(key) + len(item.value)
+                size += item.size
         allowance.visit(visited, size + self._take_passed_bytes())
         return items, after
 
@@ -274,7 +280,7 @@ class HistoryReader:
             found = self.get(item.key, at)
             assert found is not None, "the key was found at this revision before"
             complete.append(found)
-            read = len(found.value) + self._take_passed_bytes()
+            read = len(found.value) + len(found.content_type) + self._take_passed_bytes()
             allowance.visit(0, read)
             size += read
             if len(complete) % steps.OPERATIONS == 0 or size >= steps.STEP_BYTES:
@@ -345,11 +351,13 @@ class HistoryReader:
     def _complete(self, key: bytes, fields: tuple[int, int, int, int, int]) -> KeyValue:
         create_revision, mod_revision, version, lease, number = fields
         event = self._event(_PLACE.pack(mod_revision, number))
-        value = event[_EVENT_HEADER.size + len(key) :]
-        return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)
+        value, content_type = _value_in(event, _EVENT_HEADER.size + len(key))
+        return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease, content_type)
 
     def value_before(self, key: bytes, record: bytes, place: bytes) -> bytes | None:
         """Return the value of a live key whose last event is before a place; None when it is at or after that place.
+
+        A value with a content type comes as its whole event: what is hashed must differ wherever one of them does.
 
         Args:
             key: The key.
@@ -361,7 +369,9 @@ class HistoryReader:
             return None
         event = self._events.get(own)
         # Only in a damaged store the event is missing; the hash of its state is to differ then.
-        return b"missing event" if event is None else event[_EVENT_HEADER.size + len(key) :]
+        if event is None:
+            return b"missing event"
+        return event if event[0] == _PUT_WITH_TYPE else event[_EVENT_HEADER.size + len(key) :]
 
     def _event(self, place: bytes) -> bytes:
         record = self._events.get(place)
@@ -422,13 +432,14 @@ class HistoryWriter(HistoryReader):
             yield
         self._revision, self._number = self._changing - 1, 0
 
-    def put(self, key: bytes, value: bytes, lease: int) -> KeyValue:
+    def put(self, key: bytes, value: bytes, lease: int, content_type: str = "") -> KeyValue:
         """Write a key.
 
         Args:
             key: The key.
             value: Its new value.
             lease: Its new lease, 0 for none.
+            content_type: The content type of the value, empty for none.
 
         Returns:
             The key as it is now, without its value.
@@ -445,7 +456,10 @@ class HistoryWriter(HistoryReader):
             create_revision, _, version_before, _, _ = _RECORD.unpack(record)
             version, place_before = version_before + 1, _place_in(record)
         self._live.put(key, _RECORD.pack(create_revision, revision, version, lease, self._number - 1))
-        event = _EVENT_HEADER.pack(0, create_revision, version, lease, place_before, len(key)) + key + value
+        kind = _PUT
+        if content_type:
+            kind, value = _PUT_WITH_TYPE, bytes((len(content_type),)) + content_type.encode("ascii") + value
+        event = _EVENT_HEADER.pack(kind, create_revision, version, lease, place_before, len(key)) + key + value
         self._history.put(place, event)
         if version % _VERSIONS_APART == 0:
             self._versions.put(digest_of(key) + place, b"")
@@ -465,7 +479,7 @@ class HistoryWriter(HistoryReader):
             place = self._next_place()
             graves.append((key, place))
             versions.append((digest_of(key) + place, b""))
-            events.append((place, _EVENT_HEADER.pack(1, 0, 0, 0, _place_in(record), len(key)) + key))
+            events.append((place, _EVENT_HEADER.pack(_DELETED, 0, 0, 0, _place_in(record), len(key)) + key))
         self._graves.put_all(graves)
         self._versions.put_all(versions)
         self._history.put_all(events)
@@ -615,20 +629,29 @@ def event_of(change: Change) -> tuple[int, Event]:
 def summary_of(change: Change) -> tuple[int, EventKind, bytes]:
     """Return the revision, kind and key of a change, without a copy of its value."""
     place, record = change
-    is_deleted, _, _, _, _, key_bytes = _EVENT_HEADER.unpack_from(record)
-    kind = EventKind.DELETE if is_deleted else EventKind.PUT
+    happened, _, _, _, _, key_bytes = _EVENT_HEADER.unpack_from(record)
+    kind = EventKind.DELETE if happened == _DELETED else EventKind.PUT
     return _PLACE.unpack(place)[0], kind, record[_EVENT_HEADER.size : _EVENT_HEADER.size + key_bytes]
 
 
 def _decode_event(place: bytes, record: bytes) -> Event:
     revision, number = _PLACE.unpack(place)
-    is_deleted, create_revision, version, lease, _, key_bytes = _EVENT_HEADER.unpack_from(record)
+    happened, create_revision, version, lease, _, key_bytes = _EVENT_HEADER.unpack_from(record)
     end = _EVENT_HEADER.size + key_bytes
     key = record[_EVENT_HEADER.size : end]
-    if is_deleted:
+    if happened == _DELETED:
         return Event(EventKind.DELETE, _tombstone(key, revision), number)
-    item = KeyValue(key, record[end:], Revision(create_revision), Revision(revision), version, lease)
+    value, content_type = _value_in(record, end)
+    item = KeyValue(key, value, Revision(create_revision), Revision(revision), version, lease, content_type)
     return Event(EventKind.PUT, item, number)
+
+
+def _value_in(event: bytes, start: int) -> tuple[bytes, str]:
+    """Return the value of a put and its content type, which stand from a position of its event on."""
+    if event[0] != _PUT_WITH_TYPE:
+        return event[start:], ""
+    end = start + 1 + event[start]
+    return event[end:], event[start + 1 : end].decode("ascii")
 
 
 def _tombstone(key: bytes, revision: int) -> KeyValue:

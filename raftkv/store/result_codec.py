@@ -62,7 +62,7 @@ def _remaining(part: OperationResult, limit: int) -> int:
     else:
         items = part.items if isinstance(part, RangeResult) else part.previous
     for item in items:
-        limit -= len(item.key) + len(item.value)
+        limit -= item.size
         if limit < 0:
             break
     return limit
@@ -118,7 +118,8 @@ def _operation_fields(result: OperationResult) -> tuple[Any, ...]:
 
 
 def _item_fields(item: KeyValue) -> tuple[Any, ...]:
-    return (item.key, item.value, item.create_revision, item.mod_revision, item.version, item.lease)
+    fields = (item.key, item.value, item.create_revision, item.mod_revision, item.version, item.lease)
+    return (*fields, item.content_type) if item.content_type else fields
 
 
 def _transaction(fields: Any) -> TransactionResult:
@@ -140,5 +141,5 @@ def _operation(fields: Any) -> OperationResult:
 
 
 def _item(fields: Any) -> KeyValue:
-    key, value, create_revision, mod_revision, version, lease = fields
-    return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease)
+    key, value, create_revision, mod_revision, version, lease, *content_type = fields
+    return KeyValue(key, value, Revision(create_revision), Revision(mod_revision), version, lease, *content_type)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from raftkv.media_types import MAX_CONTENT_TYPE_BYTES
 from raftkv.operations import (
     Compare,
     CompareTarget,
@@ -65,7 +67,7 @@ def _operation_bytes(operation: Operation) -> int:
     if isinstance(operation, Transaction):
         return 16 + transaction_bytes(operation)
     if isinstance(operation, PutOperation):
-        return 64 + len(operation.key) + len(operation.value or b"")
+        return 64 + len(operation.key) + len(operation.value or b"") + len(operation.content_type)
     return 160 + _span_bytes(operation.span)
 
 
@@ -95,7 +97,8 @@ def _operation_fields(operation: Operation) -> tuple[Any, ...]:
     if isinstance(operation, Transaction):
         return (_TRANSACTION, *transaction_fields(operation))
     if isinstance(operation, PutOperation):
-        return (_PUT, operation.key, operation.value, operation.lease, operation.wants_previous)
+        fields = (_PUT, operation.key, operation.value, operation.lease, operation.wants_previous)
+        return (*fields, operation.content_type) if operation.content_type else fields
     if isinstance(operation, DeleteOperation):
         return (_DELETE, operation.span.start, operation.span.end, operation.wants_previous)
     return (
@@ -120,12 +123,13 @@ def _operation_of(fields: Any) -> Operation:
     if kind == _TRANSACTION:
         return transaction_of(rest)
     if kind == _PUT:
-        key, value, lease, wants_previous = rest
+        key, value, lease, wants_previous, *content_type = rest
         return PutOperation(
             _checked(key, bytes),
             None if value is None else _checked(value, bytes),
             None if lease is None else _checked(lease, int),
             _checked(wants_previous, bool),
+            content_type_of(content_type),
         )
     if kind == _DELETE:
         start, end, wants_previous = rest
@@ -147,6 +151,20 @@ def _operation_of(fields: Any) -> Operation:
         third,
         fourth,
     )
+
+
+def content_type_of(fields: Sequence[Any]) -> str:
+    """Read the content type that may follow the other fields of a put; empty when nothing does.
+
+    Raises:
+        ValueError: It is something that the store cannot keep; so does ``TypeError``.
+    """
+    if not fields:
+        return ""
+    (text,) = fields
+    if not 0 < len(_checked(text, str)) <= MAX_CONTENT_TYPE_BYTES or not text.isascii():
+        raise ValueError(f"{text!r} is no content type")
+    return str(text)
 
 
 def _span(start: Any, end: Any) -> KeySpan:

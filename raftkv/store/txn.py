@@ -167,11 +167,14 @@ class TransactionApplier:
         needs_value = operation.wants_previous or operation.value is None
         before = history.get(operation.key) if needs_value else history.without_value(operation.key)
         if needs_value and before is not None:
-            self._allowance.visit(1, len(before.key) + len(before.value))
+            self._allowance.visit(1, before.size)
         # What is to be kept exists: that was checked, and nothing else in the transaction may change the key.
-        old_value, old_lease = (b"", 0) if before is None else (before.value, before.lease)
+        old_lease = 0 if before is None else before.lease
         lease = old_lease if operation.lease is None else operation.lease
-        history.put(operation.key, old_value if operation.value is None else operation.value, lease)
+        value, content_type = operation.value, operation.content_type
+        if value is None:
+            value, content_type = (b"", "") if before is None else (before.value, before.content_type)
+        history.put(operation.key, value, lease, content_type)
         self._leases.move(operation.key, old_lease, lease)
         return PutResult(before if operation.wants_previous else None)
 
@@ -248,7 +251,7 @@ class _Chooser:
         for compare in transaction.compares:
             if compare.span.is_single:
                 found = self._get(compare)
-                self._allowance.visit(1, 0 if found is None else len(found.key) + len(found.value))
+                self._allowance.visit(1, 0 if found is None else found.size)
                 succeeded = _holds(compare, () if found is None else (found,))
                 if self._meter.is_due():
                     yield

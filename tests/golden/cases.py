@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from raftkv.consensus.history import LogHistory
@@ -95,6 +95,31 @@ COMMANDS: dict[str, Command] = {
 }
 """A command of every kind, in an order in which each has an effect."""
 
+TYPED_COMMANDS: dict[str, Command] = {
+    "put with content type": Put(b"a", b"1", content_type="text/plain; charset=utf-8"),
+    "put with content type and lease": Put(LONG_KEY, b"2", 7, content_type="a/b"),
+    "transaction with content type": Transact(
+        Transaction(
+            (),
+            (
+                PutOperation(b"a", b"2", 0, wants_previous=True, content_type="application/json"),
+                PutOperation(LONG_KEY, None, None),
+                PutOperation(b"b", b"3"),
+            ),
+            (),
+        )
+    ),
+    "once with content type": Guarded(
+        Transact(Transaction((), (PutOperation(b"a", b"4", wants_previous=True), RangeQuery(KeySpan.prefix(b""))), ())),
+        None,
+        Once(b"typed", bytes(range(16)), 100, 300),
+    ),
+    "put replaces content type": Put(b"a", b"5", content_type="image/png"),
+}
+"""What has content types of values, or loses them, in the same order; behind a lease of the number 7."""
+
+ALL_COMMANDS = COMMANDS | TYPED_COMMANDS
+
 HANDSHAKES = {
     "hello": Hello(1, CLUSTER, "a", 5, "00ff", "b", "http://a", "10.0.0.1:2380", 1, 1, "0.1", "0.1", "0.1"),
     "welcome": Welcome("b", 6, "ff00", "http://b", 1, "0.1", "0.1", ""),
@@ -104,13 +129,18 @@ HANDSHAKES = {
 }
 
 
-def machine_of(backend: Backend) -> Machine:
-    """Return a store that has applied every command, each in an entry of its own."""
+def machine_of(backend: Backend, applied: Iterable[Command] = tuple(COMMANDS.values())) -> Machine:
+    """Return a store that has applied commands, each in an entry of its own."""
     machine = Machine(backend, CLUSTER)
     machine.bootstrap(initial_membership(CLUSTER, MEMBERS))
-    for number, command in enumerate(COMMANDS.values(), start=2):
+    for number, command in enumerate(applied, start=2):
         machine.apply([CommittedEntry(Index(number), Term(3), encode_commands([command]))])
     return machine
+
+
+def typed_machine_of(backend: Backend) -> Machine:
+    """Return a store with content types of values."""
+    return machine_of(backend, (GrantLease(7, 60), *TYPED_COMMANDS.values()))
 
 
 def dump_of(backend: Backend) -> dict[str, dict[str, str]]:
@@ -130,12 +160,12 @@ def load_dump(dump: dict[str, dict[str, str]]) -> MemoryBackend:
     return backend
 
 
-def snapshot() -> tuple[SnapshotManifest, bytes]:
+def snapshot(make: Callable[[Backend], Machine] = machine_of) -> tuple[SnapshotManifest, bytes]:
     """Return a snapshot of an LMDB store; its data may differ in bytes that LMDB leaves unused."""
     with tempfile.TemporaryDirectory() as place:
         store = Path(place) / "store"
         store.mkdir()
-        machine = machine_of(LmdbBackend(store, 1_048_576))
+        machine = make(LmdbBackend(store, 1_048_576))
         manifest = manifest_of_copy(machine.copy_to(f"{place}/copy"))
         machine.close()
         return manifest, (Path(place) / "copy").read_bytes()
@@ -169,6 +199,9 @@ def written() -> Iterator[tuple[str, bytes]]:
     backend = MemoryBackend(VirtualDisk().root)
     machine_of(backend)
     yield f"store.{STORE_FORMATS.written_at(FIRST_VERSION)}.json", _json(dump_of(backend))
+    typed_backend = MemoryBackend(VirtualDisk().root)
+    typed_machine_of(typed_backend)
+    yield f"typed-store.{STORE_FORMATS.written_at(FIRST_VERSION)}.json", _json(dump_of(typed_backend))
     yield f"manifest.{FIXED_MANIFEST.format}.json", FIXED_MANIFEST.encode() + b"\n"
     yield f"backup-head.{BACKUP_FORMATS.written_at(FIRST_VERSION)}.txt", head_of(FIXED_MANIFEST)
     store_identity(disk.root, FIXED_IDENTITY)
@@ -183,7 +216,7 @@ def encoded() -> Iterator[tuple[str, dict[str, str]]]:
 
 def encoded_commands() -> dict[str, str]:
     """Return every command as the payload of an entry, in hexadecimal."""
-    return {name: encode_commands([command]).hex() for name, command in COMMANDS.items()}
+    return {name: encode_commands([command]).hex() for name, command in ALL_COMMANDS.items()}
 
 
 def encoded_frames() -> dict[str, str]:
@@ -197,6 +230,9 @@ def read_only() -> Iterator[tuple[str, bytes]]:
     manifest, data = snapshot()
     yield f"snapshot.{manifest.format}.z", zlib.compress(manifest.encode() + b"\n" + data)
     yield f"backup.{BACKUP_FORMATS.written_at(FIRST_VERSION)}.z", zlib.compress(head_of(manifest) + data)
+    manifest, data = snapshot(typed_machine_of)
+    yield f"typed-snapshot.{manifest.format}.z", zlib.compress(manifest.encode() + b"\n" + data)
+    yield f"typed-backup.{BACKUP_FORMATS.written_at(FIRST_VERSION)}.z", zlib.compress(head_of(manifest) + data)
 
 
 def digest_of(machine: Machine) -> str:
@@ -205,6 +241,13 @@ def digest_of(machine: Machine) -> str:
     facts = [seen, machine.revision, machine.compacted_revision, str(machine.cluster_version)]
     facts += [[member.name for member in machine.membership.members], len(machine.leases()), len(machine.alarms())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def content_types_of(machine: Machine) -> list[list[tuple[bytes, bytes, str]]]:
+    """Return the keys of each revision of which history is kept, with values and content types."""
+    revisions = range(machine.compacted_revision + 1, machine.revision + 1)
+    found = [machine.range(RangeQuery(KeySpan.prefix(b""), revision=revision)).items for revision in revisions]
+    return [[(item.key, item.value, item.content_type) for item in items] for items in found]
 
 
 def all_items(machine: Machine) -> list:

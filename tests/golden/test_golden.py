@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -29,6 +31,7 @@ from tests.consensus.harness import CLUSTER as JOURNAL_CLUSTER
 from tests.consensus.test_messages import EXAMPLES
 from tests.consensus.test_segments import filled_disk
 from tests.golden.cases import (
+    ALL_COMMANDS,
     CLUSTER,
     COMMANDS,
     FILES,
@@ -37,10 +40,12 @@ from tests.golden.cases import (
     HANDSHAKES,
     MEMBERS,
     all_items,
+    content_types_of,
     digest_of,
     encoded,
     load_dump,
     machine_of,
+    typed_machine_of,
     written,
 )
 from tests.golden.update import merged
@@ -92,6 +97,18 @@ def test_the_store_is_read(path, digest):
     assert digest_of(Machine(load_dump(json.loads(path.read_bytes())), CLUSTER)) == digest
 
 
+@pytest.fixture(scope="module")
+def content_types() -> list:
+    found = content_types_of(typed_machine_of(MemoryBackend(VirtualDisk().root)))
+    assert [len({content_type for *_, content_type in items}) for items in found] == [0, 1, 2, 3, 2, 3]
+    return found
+
+
+@pytest.mark.parametrize("path", files("typed-store"), ids=by_name)
+def test_the_content_types_of_the_store_are_read(path, content_types):
+    assert content_types_of(Machine(load_dump(json.loads(path.read_bytes())), CLUSTER)) == content_types
+
+
 @pytest.mark.parametrize("path", files("manifest"), ids=by_name)
 def test_the_manifest_is_read(path):
     manifest = SnapshotManifest.decode(path.read_bytes(), path.name)
@@ -102,6 +119,19 @@ def test_the_manifest_is_read(path):
 
 @pytest.mark.parametrize("path", files("snapshot"), ids=by_name)
 def test_the_snapshot_is_read_and_installed(path, tmp_path, digest):
+    with installed(path, tmp_path) as machine:
+        assert digest_of(machine) == digest
+
+
+@pytest.mark.parametrize("path", files("typed-snapshot"), ids=by_name)
+def test_the_content_types_of_the_snapshot_are_installed(path, tmp_path, content_types):
+    with installed(path, tmp_path) as machine:
+        assert content_types_of(machine) == content_types
+
+
+@contextmanager
+def installed(path: Path, tmp_path: Path) -> Iterator[Machine]:
+    """Return a store that a snapshot was installed in."""
     encoded_manifest, data = zlib.decompress(path.read_bytes()).split(b"\n", 1)
     manifest = SnapshotManifest.decode(encoded_manifest, path.name)
     directory = RealDirectory(tmp_path)
@@ -113,12 +143,29 @@ def test_the_snapshot_is_read_and_installed(path, tmp_path, digest):
     machine = Machine(LmdbBackend(tmp_path / "store", 1_048_576), CLUSTER)
     machine.check_installable(manifest.store_format, manifest.cluster_version, path.name)
     machine.install_staged(machine.stage(catalog.path(manifest)))
-    assert (digest_of(machine), machine.applied_index) == (digest, manifest.index)
+    assert machine.applied_index == manifest.index
+    yield machine
     machine.close()
 
 
 @pytest.mark.parametrize("path", files("backup"), ids=by_name)
 def test_the_backup_is_read_and_restored(path, tmp_path):
+    today = machine_of(MemoryBackend(VirtualDisk().root))
+    with restored(path, tmp_path) as machine:
+        assert [(each.key, each.value) for each in all_items(machine)] == [
+            (each.key, each.value) for each in all_items(today)
+        ]
+
+
+@pytest.mark.parametrize("path", files("typed-backup"), ids=by_name)
+def test_the_content_types_of_the_backup_are_restored(path, tmp_path, content_types):
+    with restored(path, tmp_path) as machine:
+        assert [(each.key, each.value, each.content_type) for each in all_items(machine)] == content_types[-1]
+
+
+@contextmanager
+def restored(path: Path, tmp_path: Path) -> Iterator[Machine]:
+    """Return the store of a data directory that a backup was restored to."""
     file = tmp_path / "backup"
     file.write_bytes(zlib.decompress(path.read_bytes()))
     name = MEMBERS[0].name
@@ -130,10 +177,7 @@ def test_the_backup_is_read_and_restored(path, tmp_path):
         RealRandomness(),
         lambda cluster_id: open_machine(tmp_path / "data" / "store", cluster_id, boot_id(), 1_048_576),
     )
-    today = machine_of(MemoryBackend(VirtualDisk().root))
-    assert [(each.key, each.value) for each in all_items(storage.machine)] == [
-        (each.key, each.value) for each in all_items(today)
-    ]
+    yield storage.machine
     storage.machine.close()
 
 
@@ -159,10 +203,10 @@ def test_there_is_a_golden_command_of_every_kind():
 @pytest.mark.parametrize("path", files("commands"), ids=by_name)
 def test_commands_are_read(path):
     for name, encodings in json.loads(path.read_bytes()).items():
-        assert decode_commands(bytes.fromhex(encodings[-1])) == [COMMANDS[name]]
+        assert decode_commands(bytes.fromhex(encodings[-1])) == [ALL_COMMANDS[name]]
         for earlier in encodings:
             (command,) = decode_commands(bytes.fromhex(earlier))
-            assert type(command) is type(COMMANDS[name])
+            assert type(command) is type(ALL_COMMANDS[name])
 
 
 @pytest.mark.parametrize("path", files("peer"), ids=by_name)

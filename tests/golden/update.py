@@ -5,6 +5,9 @@ file of the earlier format stays as what the release before wrote; or, while no 
 the file and review the difference. Of messages and commands the earlier encodings of a format are kept too, since a
 release may add fields to them; ``--replace`` drops the last one instead, for encodings that no release has sent.
 
+The files ``typed-…`` hold content types of values, an optional field of the formats. The others hold none, and were
+written before there was the field.
+
 A file whose format has no reader any more is removed by hand.
 """
 

@@ -70,6 +70,7 @@ CLUSTER = ClusterId("0123456789abcdef")
 NAMES = [b"a", b"a\0", b"ab", b"b", b"\xff", b"\xff\xff", b"x" * 500, b"x" * 500 + b"1", b"x" * 700, b"y"]
 names = st.sampled_from(NAMES)
 values = st.binary(max_size=4)
+content_types = st.sampled_from(["", "", "a/b", "text/plain; charset=utf-8", "x/" + "y" * 253])
 lease_ids = st.integers(1, 3)
 
 
@@ -105,6 +106,7 @@ puts = st.builds(
     value=st.one_of(values, st.none()),
     lease=st.one_of(st.just(0), lease_ids, st.none()),
     wants_previous=st.booleans(),
+    content_type=content_types,
 )
 deletes = st.builds(DeleteOperation, spans(), wants_previous=st.booleans())
 
@@ -177,7 +179,7 @@ class Model:
         if isinstance(command, Put):
             if command.lease and command.lease not in self.leases:
                 raise Refusal(RefusalKind.LEASE_NOT_FOUND)
-            self.put(PutOperation(command.key, command.value, command.lease))
+            self.put(PutOperation(command.key, command.value, command.lease, content_type=command.content_type))
             return self.revision + 1
         if isinstance(command, Delete):
             return self.delete(KeySpan.single(command.key))[0]
@@ -283,6 +285,7 @@ class Model:
             revision,
             before.version + 1 if before else 1,
             before.lease if operation.lease is None else operation.lease,
+            before.content_type if operation.value is None else operation.content_type,
         )
         self.draft[operation.key] = item
         self.changed = True
@@ -322,7 +325,7 @@ def select(state, query):
     more = 0 < query.limit < len(kept)
     kept = kept[: query.limit] if more else kept
     if query.keys_only:
-        kept = [replace(item, value=b"") for item in kept]
+        kept = [replace(item, value=b"", content_type="") for item in kept]
     return RangeResult(tuple(kept), len(inside), more)
 
 
@@ -425,9 +428,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
             assert result.kind is expected
         return not isinstance(expected, RefusalKind)
 
-    @rule(key=names, value=values, lease=st.one_of(st.just(0), lease_ids))
-    def put(self, key, value, lease):
-        result, expected = self.apply(Put(key, value, lease))
+    @rule(key=names, value=values, lease=st.one_of(st.just(0), lease_ids), content_type=content_types)
+    def put(self, key, value, lease, content_type):
+        result, expected = self.apply(Put(key, value, lease, content_type=content_type))
         if self.check(result, expected):
             assert (result.revision, result.current.version) == (expected, self.model.past[-1][key].version)
 

@@ -39,7 +39,7 @@ keys = st.sampled_from([b"a", b"b", b"c" * 600, b"d"])
 values = st.binary(max_size=3)
 leases = st.sampled_from([0, 0, 1, 2])
 commands = st.one_of(
-    st.builds(Put, keys, values, leases),
+    st.builds(Put, keys, values, leases, content_type=st.sampled_from(["", "", "text/plain", "application/json"])),
     st.builds(Delete, keys),
     st.builds(
         lambda key, value, other: Transact(
@@ -57,7 +57,10 @@ commands = st.one_of(
 
 def content(machine: Machine, revision: int = 0) -> list[tuple[object, ...]]:
     found = machine.range(RangeQuery(ALL, revision=revision))
-    return [(item.key, item.value, item.create_revision, item.mod_revision, item.version) for item in found.items]
+    return [
+        (item.key, item.value, item.content_type, item.create_revision, item.mod_revision, item.version)
+        for item in found.items
+    ]
 
 
 def check(machine: Machine, backend, history: dict[int, list[tuple[object, ...]]], revision: int) -> None:
