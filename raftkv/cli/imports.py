@@ -62,7 +62,7 @@ def import_items(
     named. Sizes and names are checked before the first write.
 
     A file ("-" for standard input) has an item on each line, as listings have them: {"key": "a", "value": "1"}, with
-    "encoding": "base64" for bytes that are not text, and perhaps a "lease".
+    "encoding": "base64" for bytes that are not text, and perhaps a "lease" and a "content_type".
 
     Items are written in batches, in order. Each batch is written as a whole, in one revision, or not at all; the import
     is not atomic as a whole. A batch whose outcome is unknown is sent again, so an import outlives the failure of

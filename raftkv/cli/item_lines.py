@@ -10,13 +10,14 @@ from typing import IO, Any
 import orjson
 
 from raftkv.cli.failures import NotDone
+from raftkv.media_types import fault_of_media_type
 from raftkv.operations import PutOperation
 from raftkv.types import MAX_KEY_BYTES, MAX_VALUE_BYTES
 
 MAX_LINE_BYTES = 6 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 4096
 """Of the largest key and value, each byte escaped as ``\\u0000``, with all other members."""
 
-_TAKEN = frozenset({"key", "value", "encoding", "lease"})
+_TAKEN = frozenset({"key", "value", "encoding", "lease", "content_type"})
 _IGNORED = frozenset({"create_revision", "mod_revision", "version"})
 """Members of a listing that say what was, which a write decides anew."""
 
@@ -53,7 +54,7 @@ def _item(line: bytes, prefix: bytes) -> PutOperation:
         raise ValueError("it is no JSON object")  # noqa: TRY004 - it is the file that is wrong
     unknown = document.keys() - _TAKEN - _IGNORED
     if unknown:
-        raise ValueError(f"{min(unknown)!r} is unknown; an item has key, value, encoding and lease")
+        raise ValueError(f"{min(unknown)!r} is unknown; an item has key, value, encoding, lease and content_type")
     encoding = document.get("encoding", "utf8")
     if encoding not in ("utf8", "base64"):
         raise ValueError(f"encoding must be utf8 or base64, not {encoding!r}")
@@ -66,7 +67,17 @@ def _item(line: bytes, prefix: bytes) -> PutOperation:
     lease = document.get("lease", 0)
     if type(lease) is not int or not 0 <= lease < 2**63:
         raise ValueError(f"lease must be the id of one, not {lease!r}")
-    return PutOperation(key, value, lease)
+    return PutOperation(key, value, lease, content_type=_content_type(document))
+
+
+def _content_type(document: dict[str, Any]) -> str:
+    if "content_type" not in document:
+        return ""
+    text = document["content_type"]
+    fault = fault_of_media_type(text) if isinstance(text, str) else "must be a string"
+    if fault is not None:
+        raise ValueError(f"content_type {fault}")
+    return str(text)
 
 
 def _bytes(document: dict[str, Any], name: str, encoding: str) -> bytes:

@@ -9,6 +9,7 @@ import click
 from raftkv.cli.endpoints import key_argument, run_with_client, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP, NotDone
 from raftkv.client import Client, Missing
+from raftkv.media_types import fault_of_media_type
 from raftkv.types import Condition, Consistency, Revision
 
 _STALE_HELP = "Answer from the local state of the node asked, which may lag behind."
@@ -23,9 +24,23 @@ _DEFAULT_WAIT_SECONDS = 60.0
     "--if-revision", type=click.IntRange(min=1), help="Only if the key was last written at this revision (its ETag)."
 )
 @click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
+@click.option(
+    "--content-type",
+    default="",
+    metavar="TYPE",
+    help="Store this media type with the value, such as text/plain: reads over HTTP answer with it. "
+    "Without it they answer with the type that the suffix of KEY suggests.",
+)
 @with_endpoints
 def put(
-    key: str, value: str, if_revision: int | None, *, if_absent: bool, endpoints: str, timeout_seconds: float
+    key: str,
+    value: str,
+    *,
+    if_revision: int | None,
+    if_absent: bool,
+    content_type: str,
+    endpoints: str,
+    timeout_seconds: float,
 ) -> None:
     """Write VALUE to KEY and print the revision of the write.
 
@@ -33,11 +48,14 @@ def put(
     """
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-revision and --if-absent exclude each other")
+    fault = fault_of_media_type(content_type) if content_type else None
+    if fault is not None:
+        raise click.BadParameter(f"it {fault}", param_hint="--content-type")
     data = sys.stdin.buffer.read() if value == "-" else key_argument(value)
     condition = Condition(Revision(0)) if if_absent else _condition(if_revision)
 
     async def run(client: Client) -> None:
-        stored = await client.put(key_argument(key), data, condition)
+        stored = await client.put(key_argument(key), data, condition, content_type=content_type)
         click.echo(stored.mod_revision)
 
     run_with_client(endpoints, timeout_seconds, run)

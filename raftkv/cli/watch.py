@@ -76,7 +76,8 @@ def _attributes(item: KeyValue) -> dict[str, Any]:
         "mod_revision": item.mod_revision,
         "version": item.version,
     }
-    return document | ({"lease": item.lease} if item.lease else {})
+    document |= {"lease": item.lease} if item.lease else {}
+    return document | ({"content_type": item.content_type} if item.content_type else {})
 
 
 def _text(data: bytes) -> str | dict[str, str]:

@@ -239,6 +239,7 @@ def parse_found(key: bytes, answer: Answer) -> Found:
         mod_revision=Revision(_header(answer, "ETag", r'"([0-9]+)"')),
         version=_header(answer, "X-Raftkv-Version", r"([0-9]+)"),
         lease=_header(answer, "X-Raftkv-Lease", r"([0-9]+)") if "X-Raftkv-Lease" in answer.headers else 0,
+        content_type=answer.headers.get("X-Raftkv-Content-Type", ""),
     )
     return Found(Revision(_header(answer, "X-Raftkv-Revision", r"([0-9]+)")), item)
 
@@ -281,6 +282,7 @@ def parse_item(item: Document) -> KeyValue:
         mod_revision=item.revision("mod_revision"),
         version=item.get("version", int),
         lease=item.optional("lease", int) or 0,
+        content_type=item.optional("content_type", str) or "",
     )
 
 

@@ -89,10 +89,11 @@ class BlockingClient:
         condition: Condition | None = None,
         *,
         lease: int = 0,
+        content_type: str = "",
         fence: Fence | None = None,
     ) -> Stored:
         """Write a key."""
-        return self._wait(self._client.put(key, value, condition, lease=lease, fence=fence))
+        return self._wait(self._client.put(key, value, condition, lease=lease, content_type=content_type, fence=fence))
 
     def delete(self, key: bytes, condition: Condition | None = None, *, fence: Fence | None = None) -> Deleted:
         """Delete a key."""

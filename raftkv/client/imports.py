@@ -33,7 +33,7 @@ class _Batch:
         first: Number of the first one.
         operations: They.
         keys: Their keys.
-        size: Bytes of their keys and values.
+        size: Bytes of their keys, values and content types.
     """
 
     first: int
@@ -43,7 +43,7 @@ class _Batch:
 
     def takes(self, operation: PutOperation, max_items: int) -> bool:
         """Take an item if it still belongs to this batch; return whether it does."""
-        size = len(operation.key) + len(operation.value or b"")
+        size = len(operation.key) + len(operation.value or b"") + len(operation.content_type)
         is_full = len(self.operations) >= max_items or self.size + size > MAX_BATCH_BYTES
         if self.operations and (is_full or operation.key in self.keys):
             return False

@@ -90,6 +90,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
 def _put(put: PutOperation) -> dict[str, Any]:
     document: dict[str, Any] = {"key": base64_text(put.key), "previous": put.wants_previous}
     document |= {"keep_value": True} if put.value is None else {"value": base64_text(put.value)}
+    if put.content_type:
+        document["content_type"] = put.content_type
     return document | ({"keep_lease": True} if put.lease is None else {"lease": put.lease})
 
 

@@ -116,13 +116,23 @@ def between(start: bytes, end: bytes | None) -> Keys:
     return Keys(KeySpan(start, end))
 
 
-def put(name: bytes, value: bytes, *, lease: int = 0, wants_previous: bool = False) -> PutOperation:
-    """Write a key."""
-    return PutOperation(name, value, lease, wants_previous)
+def put(
+    name: bytes, value: bytes, *, lease: int = 0, content_type: str = "", wants_previous: bool = False
+) -> PutOperation:
+    """Write a key.
+
+    Args:
+        name: The key.
+        value: Its new value.
+        lease: The lease that it is to end with, 0 for none.
+        content_type: Media type to store with the value, empty for none.
+        wants_previous: Whether the result shall have the key as it was.
+    """
+    return PutOperation(name, value, lease, wants_previous, content_type)
 
 
 def touch(name: bytes, *, lease: int = 0) -> PutOperation:
-    """Write a key that exists, with the value that it has."""
+    """Write a key that exists, with the value and the content type that it has."""
     return PutOperation(name, None, lease)
 
 

@@ -46,4 +46,6 @@ def render_item(item: KeyValue, *, as_base64: bool, keys_only: bool = False) -> 
     }
     if item.lease:
         document["lease"] = item.lease
+    if item.content_type:
+        document["content_type"] = item.content_type
     return document

@@ -84,13 +84,18 @@ class Members:
             raise _invalid(f"{self.path(name)} must be one of {', '.join(choices)}")
         return str(value)
 
+    def text(self, name: str) -> str:
+        """Return a text, which must be there."""
+        value = self._document.get(name)
+        if not isinstance(value, str):
+            raise _invalid(f"{self.path(name)} must be a string")
+        return value
+
     def bytes(self, name: str, default: bytes | None = None) -> bytes:
         """Return a key or a value, from text or from base64; one without a default must be there."""
         if name not in self and default is not None:
             return default
-        value = self._document.get(name)
-        if not isinstance(value, str):
-            raise _invalid(f"{self.path(name)} must be a string")
+        value = self.text(name)
         try:
             return base64.b64decode(value, validate=True) if self.as_base64 else value.encode()
         except (binascii.Error, ValueError):

@@ -8,6 +8,7 @@ from raftkv.http.answers import (
     CONTENT_SECURITY_POLICY,
     X_CHANGED,
     X_CONSISTENCY,
+    X_CONTENT_TYPE,
     X_CONTENT_TYPE_OPTIONS,
     X_CREATE_REVISION,
     X_LEASE,
@@ -20,7 +21,13 @@ from raftkv.http.json_body import wants_base64
 from raftkv.http.leases import MAX_LEASE_ID
 from raftkv.http.listed_writes import write_listed
 from raftkv.http.listing import key_parameter, parse_listing, render_page
-from raftkv.http.media_types import CONTENT_TYPE_PARAMETER, SANDBOX, media_type_of, requested_media_type
+from raftkv.http.media_types import (
+    CONTENT_TYPE_PARAMETER,
+    SANDBOX,
+    media_type_of,
+    requested_media_type,
+    sent_media_type,
+)
 from raftkv.http.open_ended import MAX_WAIT_SECONDS, OpenEnded
 from raftkv.http.preconditions import MAX_REVISION, ListedRevisions, etag, is_expected, is_unchanged, write_condition
 from raftkv.http.problems import (
@@ -72,14 +79,21 @@ class KeyApi:
     async def put(self, call: Call) -> web.Response:
         """``PUT /v1/kv/{key}``: the body is the value; 201 when the key is new, 200 when it was replaced."""
         key = _key(call)
-        lease = Query(call.query, ("lease",)).integer("lease", 0, MAX_LEASE_ID, 0) if call.query else 0
+        lease, content_type = 0, ""
+        if call.query:
+            query = Query(call.query, ("lease", CONTENT_TYPE_PARAMETER))
+            lease, content_type = query.integer("lease", 0, MAX_LEASE_ID, 0), requested_media_type(query)
+        content_type = content_type or sent_media_type(call.request)
         condition = write_condition(call.request)
         value = await read_body(call.request, MAX_VALUE_BYTES, self._body_timeout_seconds)
-        safeguards = read_safeguards(call.request, value)
+        safeguards = read_safeguards(call.request, value, content_type)
         if isinstance(condition, ListedRevisions):
-            outcome = await write_listed(self._store, PutOperation(key, value, lease), condition, safeguards)
+            operation = PutOperation(key, value, lease, content_type=content_type)
+            outcome = await write_listed(self._store, operation, condition, safeguards)
         else:
-            outcome = await self._kv.put(key, value, condition, lease=lease, safeguards=safeguards)
+            outcome = await self._kv.put(
+                key, value, condition, lease=lease, content_type=content_type, safeguards=safeguards
+            )
         if isinstance(outcome, ConditionFailed):
             raise _precondition_failed(outcome)
         current = outcome.current
@@ -91,6 +105,8 @@ class KeyApi:
             "version": current.version,
         }
         headers = _key_headers(current, outcome.revision)
+        if content_type:
+            headers[X_CONTENT_TYPE] = content_type
         return json_response(document, status=201 if current.version == 1 else 200, headers=headers)
 
     async def delete(self, call: Call) -> web.Response:
@@ -134,11 +150,11 @@ class KeyApi:
         request = call.request
         key = _key(call)
         refuse_body(request)
-        media_type, consistency = media_type_of(key), Consistency.LINEARIZABLE
+        requested, consistency = "", Consistency.LINEARIZABLE
         more_headers: dict[str, str] = {}
         if call.query:
             query = Query(call.query, ("consistency", "revision", "index", "wait", CONTENT_TYPE_PARAMETER))
-            media_type, consistency = requested_media_type(query) or media_type, consistency_of(query)
+            requested, consistency = requested_media_type(query), consistency_of(query)
             read, more_headers = await self._read(request, key, query, consistency)
         else:
             # Most reads are plain, and need not look for what they do not have.
@@ -153,7 +169,7 @@ class KeyApi:
             raise _precondition_failed(ConditionFailed(read.revision, read.found.mod_revision))
         if is_unchanged(request, read.found.mod_revision):
             return web.Response(status=304, headers=headers)
-        headers[hdrs.CONTENT_TYPE] = media_type
+        headers[hdrs.CONTENT_TYPE] = requested or read.found.content_type or media_type_of(key)
         # Values are other people's bytes: a browser must neither guess what they are nor let a page of them act.
         headers[X_CONTENT_TYPE_OPTIONS] = "nosniff"
         headers[CONTENT_SECURITY_POLICY] = SANDBOX
@@ -243,6 +259,8 @@ def _key_headers(current: KeyValue, revision: Revision) -> dict[str, str]:
     }
     if current.lease:
         headers[X_LEASE] = str(current.lease)
+    if current.content_type:
+        headers[X_CONTENT_TYPE] = current.content_type
     return headers
 
 

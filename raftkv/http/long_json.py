@@ -81,7 +81,7 @@ class Rendering:
             for number, item in enumerate(array.items, start=1):
                 size += _ITEM_BYTES
                 if isinstance(item, KeyValue):
-                    size += (len(item.key) + len(item.value)) * 4 // 3
+                    size += item.size * 4 // 3
                 if number % _MEASURED_AT_ONCE == 0:
                     await asyncio.sleep(0)
         return size

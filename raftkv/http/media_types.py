@@ -1,19 +1,21 @@
-"""Media types of values: each follows from the suffix of the key's name, as a file's does, or the reader names it.
+"""Content types of values: the one that was stored with a value, or else what the suffix of the key's name suggests.
 
-So nothing is stored with a value. What is written through etcd's API, imported or restored from a backup has a type as
-well, and no write by one client makes the value another thing for the next.
+A put stores what its ``Content-Type`` header or its parameter ``content_type`` says. A reader may name another type for
+one answer.
 """
 
 from __future__ import annotations
 
-import re
+from aiohttp import hdrs, web
 
-from raftkv.http.problems import INVALID_QUERY, ProblemError
+from raftkv.http.problems import INVALID_HEADER, INVALID_QUERY, ProblemError
 from raftkv.http.target import Query
+from raftkv.media_types import essence_of, fault_of_media_type
 
 CONTENT_TYPE_PARAMETER = "content_type"
 
 _UNKNOWN = "application/octet-stream"
+_DEFAULT_OF_CLIENTS = "application/x-www-form-urlencoded"
 
 SANDBOX = "sandbox"
 """Content security policy of values: they are other people's bytes, and none of them may act in the node's origin."""
@@ -55,28 +57,44 @@ _OF_SUFFIX = {
     b"zip": "application/zip",
 }
 
-_TOKEN = r"[A-Za-z0-9!#$&^_.+-]{1,127}"  # noqa: S105 - of a header, no secret
-_GIVEN = re.compile(rf"{_TOKEN}/{_TOKEN}(; ?{_TOKEN}={_TOKEN}){{0,4}}", re.ASCII)
-
 
 def media_type_of(key: bytes) -> str:
-    """Return the type of a key's value, by the suffix of its name."""
+    """Return the type of a value that none was stored with, by the suffix of its key's name."""
     name = key[key.rfind(b"/") + 1 :]
     dot = name.rfind(b".")
     return _OF_SUFFIX.get(name[dot + 1 :].lower(), _UNKNOWN) if dot > 0 else _UNKNOWN
 
 
-def requested_media_type(query: Query) -> str | None:
-    """Return the type that a reader wants a value to have, None when it does not say.
+def requested_media_type(query: Query) -> str:
+    """Return the type that the query of a put or of a read names, empty when it names none.
 
     Raises:
-        ProblemError: It is no media type (RFC 9110, section 8.3.1).
+        ProblemError: It is no media type.
     """
     if not query.all(CONTENT_TYPE_PARAMETER):
-        return None
+        return ""
     text = query.raw(CONTENT_TYPE_PARAMETER, b"").decode("utf-8", "backslashreplace")
-    if _GIVEN.fullmatch(text) is None:
-        raise ProblemError(
-            INVALID_QUERY, f"{CONTENT_TYPE_PARAMETER} must be a media type such as application/json, not {text!r}"
-        )
+    fault = fault_of_media_type(text)
+    if fault is not None:
+        raise ProblemError(INVALID_QUERY, f"{CONTENT_TYPE_PARAMETER} {fault}")
     return text
+
+
+def sent_media_type(request: web.BaseRequest) -> str:
+    """Return the type that the header of a put says its body has, empty when it says nothing of it.
+
+    ``application/x-www-form-urlencoded`` counts as nothing: curl, wget, urllib and axios send it with every body.
+
+    Raises:
+        ProblemError: It is no media type, or there are several.
+    """
+    given = request.headers.getall(hdrs.CONTENT_TYPE, ())
+    if not given:
+        return ""
+    if len(given) > 1:
+        raise ProblemError(INVALID_HEADER, f"{hdrs.CONTENT_TYPE} is there {len(given)} times")
+    text = given[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    fault = fault_of_media_type(text)
+    if fault is not None:
+        raise ProblemError(INVALID_HEADER, f"{hdrs.CONTENT_TYPE} {fault}")
+    return "" if essence_of(text) == _DEFAULT_OF_CLIENTS else text

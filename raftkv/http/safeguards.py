@@ -37,12 +37,13 @@ def election_prefix(name: bytes) -> bytes:
     return _ELECTIONS + quote_from_bytes(name, safe="").encode() + b"/"
 
 
-def read_safeguards(request: web.BaseRequest, body: bytes = b"") -> Safeguards:
+def read_safeguards(request: web.BaseRequest, body: bytes = b"", content_type: str = "") -> Safeguards:
     """Return what a write's headers ask for.
 
     Args:
         request: The request.
         body: Its body: the same key with another body is another write, and refused.
+        content_type: The content type that is stored with the body, empty for none; likewise.
 
     Raises:
         ProblemError: A header is not valid.
@@ -52,7 +53,7 @@ def read_safeguards(request: web.BaseRequest, body: bytes = b"") -> Safeguards:
         return NO_SAFEGUARDS
     return Safeguards(
         None if fence is None else _fence(fence),
-        None if key is None else Idempotency(_idempotency_key(key), _fingerprint(request, body)),
+        None if key is None else Idempotency(_idempotency_key(key), _fingerprint(request, body, content_type)),
     )
 
 
@@ -73,9 +74,11 @@ def _fence(text: str) -> Fence:
     return Fence(lock_prefix(percent_decode(lock)), int(token))
 
 
-def _fingerprint(request: web.BaseRequest, body: bytes) -> bytes:
+def _fingerprint(request: web.BaseRequest, body: bytes, content_type: str) -> bytes:
     digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
     parts = [request.method, request.raw_path, *(",".join(request.headers.getall(name, ())) for name in _CONDITIONS)]
+    if content_type:
+        parts.append(content_type)
     for part in (*(text.encode("utf-8", "surrogateescape") for text in parts), body):
         digest.update(b"%d:" % len(part))
         digest.update(part)

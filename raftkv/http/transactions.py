@@ -20,6 +20,7 @@ from raftkv.http.problems import DUPLICATE_KEY, INVALID_JSON, INVALID_KEY, VALUE
 from raftkv.http.routing import Call
 from raftkv.http.safeguards import read_safeguards
 from raftkv.http.slicing import Counter, Slicer, Work
+from raftkv.media_types import fault_of_media_type
 from raftkv.operations import (
     MAX_OPERATIONS,
     MAX_TRANSACTION_BYTES,
@@ -69,7 +70,7 @@ _RELATIONS = {
 }
 _BOUNDS = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
 _GET = (*_SPAN, "limit", "revision", "sort_by", "order", "keys_only", "count_only", *_BOUNDS)
-_PUT = ("key", "value", "lease", "keep_value", "keep_lease", "previous")
+_PUT = ("key", "value", "content_type", "lease", "keep_value", "keep_lease", "previous")
 _SORTS = {
     "key": SortTarget.KEY,
     "version": SortTarget.VERSION,
@@ -104,7 +105,7 @@ class TransactionApi:
         if await self._slicer.run(has_duplicates(transaction)):
             raise ProblemError(DUPLICATE_KEY, "a key is put twice, or put and deleted, in one branch")
         if transaction_bytes(transaction) > MAX_TRANSACTION_BYTES:
-            detail = f"a transaction's keys and values may have at most {MAX_TRANSACTION_BYTES} bytes"
+            detail = f"a transaction's keys, values and content types may have at most {MAX_TRANSACTION_BYTES} bytes"
             raise ProblemError(VALUE_TOO_LARGE, detail)
         safeguards = read_safeguards(call.request, body)
         async with self._budget.heavy() if may_read_much(transaction) else nullcontext():
@@ -206,12 +207,24 @@ def _put(members: Members) -> PutOperation:
     for flag, name, is_set in (("keep_value", "value", keeps_value), ("keep_lease", "lease", keeps_lease)):
         if is_set and name in members:
             raise ProblemError(INVALID_JSON, f"{members.path(name)} and {members.path(flag)} exclude each other")
+    if keeps_value and "content_type" in members:
+        detail = f"{members.path('content_type')} needs {members.path('value')}: a value that is kept keeps its own"
+        raise ProblemError(INVALID_JSON, detail)
     return PutOperation(
         _key(members, "key"),
         None if keeps_value else members.bytes("value"),
         None if keeps_lease else members.integer("lease", 0, _MAX_NUMBER, 0),
         members.flag("previous"),
+        _content_type(members) if "content_type" in members else "",
     )
+
+
+def _content_type(members: Members) -> str:
+    text = members.text("content_type")
+    fault = fault_of_media_type(text)
+    if fault is not None:
+        raise ProblemError(INVALID_JSON, f"{members.path('content_type')} {fault}")
+    return text
 
 
 def _get(members: Members) -> RangeQuery:

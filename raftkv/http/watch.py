@@ -124,7 +124,7 @@ async def size_of(events: Sequence[WatchedEvent]) -> int:
             await asyncio.sleep(0)
         part = events[start : start + _MEASURED_AT_ONCE]
         items = (item for event in part for item in (event.event.item, event.previous) if item is not None)
-        size += sum(2 * (len(item.key) + len(item.value)) + _RENDERED_BYTES for item in items)
+        size += sum(2 * item.size + _RENDERED_BYTES for item in items)
     return size
 
 

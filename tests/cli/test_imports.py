@@ -35,6 +35,17 @@ def test_what_is_listed_can_be_imported(run, server, tmp_path):
     assert run("get", "copy/a/bytes").stdout_bytes == b"\xff"
 
 
+def test_imported_items_have_the_content_types_that_were_listed(run, server):
+    run("put", "a/1", "x", "--content-type", "text/html")
+    run("put", "a/2", "y")
+    result = run("import", "-", "--prefix", "copy/", stdin=lines(*listed(server, "prefix=a/")))
+    assert result.exit_code == 0, result.stderr
+    assert [item.get("content_type") for item in listed(server, "prefix=copy/")] == ["text/html", None]
+    for wrong, fault in ((7, "must be a string"), (None, "must be a string"), ("text", "must be a media type such as")):
+        result = run("import", "-", stdin=lines({"key": "k", "value": "", "content_type": wrong}))
+        assert (result.exit_code, f"line 1: content_type {fault}" in result.stderr) == (1, True), result.stderr
+
+
 def test_standard_input_is_imported_in_batches(run, server):
     numbers = range(300)
     result = run("import", "-", stdin=b"\n" + lines(*({"key": f"k/{n:03}", "value": str(n)} for n in numbers)))

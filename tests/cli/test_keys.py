@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+
 
 def test_ls_counts(run):
     for key in ("a", "k/1", "k/2"):
@@ -32,3 +35,16 @@ def test_del_deletes_a_prefix(run):
     result = run("del", "--prefix", "")
     assert (result.exit_code, "must not be empty" in result.stderr) == (1, True)
     assert run("del", "--prefix", "k/", "--if-revision", "2").exit_code == 2
+
+
+def test_put_stores_a_content_type(run, server):
+    assert run("put", "a.json", "{}", "--content-type", "text/plain; charset=utf-8").exit_code == 0
+    with urllib.request.urlopen(f"{server.url}/v1/kv/a.json", timeout=5) as answer:
+        assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    watched = json.loads(run("watch", "a.json", "--from-revision", "2", "--changes", "1").output)
+    assert watched["events"][0]["content_type"] == "text/plain; charset=utf-8"
+    assert run("put", "a.json", "{}").exit_code == 0
+    watched = json.loads(run("watch", "a.json", "--from-revision", "3", "--changes", "1").output)
+    assert "content_type" not in watched["events"][0]
+    result = run("put", "a.json", "{}", "--content-type", "text")
+    assert (result.exit_code, "must be a media type such as application/json" in result.stderr) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from raftkv.consensus.state_check import CheckReport, MemberResult
 from raftkv.membership import ClusterMember, MemberId
@@ -70,7 +71,14 @@ class FakeKeyValueService:
         return None if holds else ConditionFailed(Revision(self.revision), found)
 
     async def put(
-        self, key: bytes, value: bytes, condition: Condition | None = None, *, lease: int = 0, safeguards=NO_SAFEGUARDS
+        self,
+        key: bytes,
+        value: bytes,
+        condition: Condition | None = None,
+        *,
+        lease: int = 0,
+        content_type: str = "",
+        safeguards=NO_SAFEGUARDS,
     ) -> Written | ConditionFailed:
         self.safeguards.append(safeguards)
         await self._begin()
@@ -79,11 +87,11 @@ class FakeKeyValueService:
         self.revision += 1
         revision = Revision(self.revision)
         old = self.keys.get(key)
-        self.keys[key] = KeyValue(
-            key, value, old.create_revision if old else revision, revision, old.version + 1 if old else 1
-        )
+        create_revision, version = (old.create_revision, old.version + 1) if old else (revision, 1)
+        item = KeyValue(key, value, create_revision, revision, version, content_type=content_type)
+        self.keys[key] = item
         self.finished.set()
-        return Written(revision, self.keys[key])
+        return Written(revision, replace(item, value=b"", content_type=""))
 
     async def delete(
         self, key: bytes, condition: Condition | None = None, *, safeguards=NO_SAFEGUARDS

@@ -41,7 +41,9 @@ class Node:
     async def __aenter__(self) -> Self:
         host, port = await self.front_end.start("127.0.0.1", 0)
         self.url = f"http://{host}:{port}"
-        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS))
+        # aiohttp calls every body application/octet-stream by itself, which would be stored with values.
+        timeout = aiohttp.ClientTimeout(total=SECONDS)
+        self.session = aiohttp.ClientSession(timeout=timeout, skip_auto_headers=("Content-Type",))
         return self
 
     async def __aexit__(self, *_error: object) -> None:

@@ -51,14 +51,14 @@ async def test_a_value_comes_back_as_it_was_written(client, kv):
         ("a.%FF", "application/octet-stream"),
     ],
 )
-async def test_a_value_is_what_the_name_of_its_key_says(client, key, media_type):
-    # Whatever the writer calls it: what is read does not depend on who wrote last, and over which API.
-    await client.ask("PUT", f"/v1/kv/{key}", b"{}", Content_Type="text/html")
+async def test_value_without_content_type_has_that_of_its_keys_suffix(client, key, media_type):
+    await client.ask("PUT", f"/v1/kv/{key}", b"{}")
     for method in ("GET", "HEAD"):
         answer = await client.ask(method, f"/v1/kv/{key}")
         assert answer.headers["content-type"] == media_type
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["content-security-policy"] == "sandbox"
+        assert "x-raftkv-content-type" not in answer.headers
 
 
 async def test_a_reader_says_what_a_value_is(client):
