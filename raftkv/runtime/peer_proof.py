@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from raftkv.config import HostPort
+from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime.framing import (
     Confirm,
@@ -194,7 +195,10 @@ class PeerProof:
     async def _doubt(self, address: str, hello: Hello, certificate: Certificate) -> str | None:
         """Return why a dialler is not known to be the member at an address, None when it is."""
         if self._dialling is not None:
-            host = HostPort.parse(address).host
+            try:
+                host = HostPort.parse(address).host
+            except ConfigurationError as error:
+                return f"the address of {hello.name} is none: {error}"
             if certificate.is_for(host):
                 return None
             return f"the certificate of this peer is not for {host}, where {hello.name} is"

@@ -240,6 +240,19 @@ async def test_search_that_takes_too_long_falls_back_on_the_known_address(monkey
             await tls_proof(OLD, never).address_of(moved, Certificate.of(None), "10.0.0.9")
 
 
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_address_of_contacts_that_is_none_is_a_reason_and_no_error(is_encrypted):
+    """An error here would end the node, and any dialler can cause it."""
+
+    async def find_members():
+        return [ClusterMember(MemberId(2), NodeId("b"), "nowhere", is_voter=True)]
+
+    dialling = ssl.create_default_context() if is_encrypted else None
+    proof = PeerProof(NodeId("a"), CLUSTER, dialling, list, find_members)
+    with pytest.raises(Unproven, match="nowhere"):
+        await proof.address_of(replace(hello(), token="t"), FOR_OLD_HOST, "10.0.0.9")
+
+
 async def test_moved_member_that_still_claims_its_former_address_is_searched_for(monkeypatch):
     Answers(monkeypatch)
     members = [
