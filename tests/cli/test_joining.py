@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -12,9 +13,11 @@ from raftkv.cli import joining
 from raftkv.cli.joining import finder_of_members, join_if_new
 from raftkv.config import NodeConfig
 from raftkv.errors import ConfigurationError, MemberChangeRefused, UnsupportedVersion
+from raftkv.formats import Format
 from raftkv.membership import AddMember, MemberId
+from raftkv.runtime import identity
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory
-from raftkv.runtime.identity import Identity, give_up_directory, store_identity
+from raftkv.runtime.identity import IDENTITY_FORMATS, Identity, give_up_directory, store_identity
 from raftkv.settings import build_config
 from raftkv.store.commands import ChangeMembers
 from raftkv.types import NodeId
@@ -74,6 +77,27 @@ async def test_release_that_does_not_fit_the_cluster_is_refused_by_name_of_both_
     with pytest.raises(UnsupportedVersion, match=re.escape(refusal)):
         await join_if_new(config_of(server, tmp_path))
     assert not (tmp_path / "data/identity.json").exists()
+
+
+async def test_identity_of_a_new_member_has_the_format_of_the_cluster_version(server, tmp_path, monkeypatch):
+    server.log.unreachable.add(NodeId("n4"))
+    later = ClusterVersion(FIRST_VERSION.major, FIRST_VERSION.minor + 1)
+    monkeypatch.setattr(joining, "SUPPORTED_VERSIONS", SupportedVersions(FIRST_VERSION, later))
+    monkeypatch.setattr(
+        IDENTITY_FORMATS, "_formats", {**IDENTITY_FORMATS._formats, 99: Format(identity._read_2, later)}
+    )
+    await join_if_new(config_of(server, tmp_path))
+    assert identity_in(tmp_path)["format"] == IDENTITY_FORMATS.written_at(FIRST_VERSION) != 99
+    give_up_directory(tmp_path / "data")
+    look = joining._look
+
+    async def at_the_later_version(config):
+        answers, reasons = await look(config)
+        return [replace(answer, cluster_version=later) for answer in answers], reasons
+
+    monkeypatch.setattr(joining, "_look", at_the_later_version)
+    await join_if_new(config_of(server, tmp_path))
+    assert identity_in(tmp_path)["format"] == 99
 
 
 async def add(server: ServerThread, name: str, address: str) -> None:
