@@ -148,6 +148,19 @@ class Rollbacks:
         """Whether there need be no progress: no majority is left that agrees."""
         return self.is_lossy and not self._has_majority(self._live())
 
+    def _contradicts_leader(self, live: list[SimulatedNode]) -> bool:
+        """Whether a leader is contradicted by so many that it has no majority, and none of them is wrong about it.
+
+        The others need not agree with each other: one that the leader has sent a snapshot has no entries to compare.
+        """
+        needed = len(self._world.nodes) // 2 + 1
+        return any(
+            leader.leads
+            and sum(other.name not in leader.core.contradicting or _has_log_of(leader, other) for other in live)
+            < needed
+            for leader in live
+        )
+
     async def check_the_end(self) -> None:
         """Check what must hold after a rollback that took something, when all nodes can talk to each other."""
         end = self._world.loop.time() + _SETTLE_SECONDS
@@ -182,7 +195,9 @@ class Rollbacks:
         return [node for node in self._world.present() if node.is_up]
 
     def _has_majority(self, live: list[SimulatedNode]) -> bool:
-        """Whether some nodes that agree with each other are a majority."""
+        """Whether some nodes that agree with each other, and with the leader if there is one, are a majority."""
+        if self._contradicts_leader(live):
+            return False
         needed = len(self._world.nodes) // 2 + 1
         groups: Iterable[tuple[SimulatedNode, ...]] = combinations(live, needed)
         return any(all(_agree(a, b) for a, b in combinations(group, 2)) for group in groups)
@@ -210,6 +225,13 @@ def differ(one: SimulatedNode, other: SimulatedNode) -> bool:
     # One may have a snapshot and nothing behind it; the hash of the whole log is known nevertheless.
     whole = first.journal.range_hash(0, to), second.journal.range_hash(0, to)
     return None not in whole and whole[0] != whole[1]
+
+
+def _has_log_of(one: SimulatedNode, other: SimulatedNode) -> bool:
+    """Whether the logs of two nodes are the same as far as both have committed."""
+    to = min(one.core.commit_index, other.core.commit_index)
+    first, second = one.storage.journal.range_hash(0, to), other.storage.journal.range_hash(0, to)
+    return first is not None and first == second
 
 
 class _Scenario:
