@@ -30,6 +30,7 @@ from raftkv.runtime.bootstrap import Bootstrap
 from raftkv.runtime.certificate_check import AdvertisedHosts
 from raftkv.runtime.certificates import Certificates
 from raftkv.runtime.clock import RealClock, RealRandomness
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.files import DataDirectoryLock, RealDirectory, boot_id
 from raftkv.runtime.framing import Rejected
 from raftkv.runtime.garbage import configure_collector
@@ -221,6 +222,7 @@ class Node:
             promises=replica.promises,
             find_members=self._find_members,
         )
+        copy_room = CopyRoom(directory.free_bytes, config.storage.min_free_bytes)
         snapshots = SnapshotKeeper(
             core,
             storage.journal,
@@ -229,7 +231,6 @@ class Node:
             SnapshotPolicy(
                 journal_bytes=config.storage.snapshot_journal_bytes,
                 bytes_per_second=config.storage.snapshot_bytes_per_s,
-                reserved_bytes=config.storage.min_free_bytes,
                 catch_up_bytes=config.storage.snapshot_catch_up_bytes,
             ),
             self._clock,
@@ -238,6 +239,7 @@ class Node:
             replica.on_installed,
             self._fail,
             snapshot_worker,
+            copy_room,
         )
         steady = SteadyClock(self._clock)
         timer = LeaseClock(config.timing.election_timeout_ms / 1000)
@@ -254,7 +256,7 @@ class Node:
             OutcomeExpiry(storage.machine, time),
             replica.leading,
         )
-        backups = self._backups(directory, storage, replica)
+        backups = self._backups(directory, storage, replica, copy_room)
         parts = NodeParts(replica, storage.machine, transport, snapshots, config.storage.quota_bytes)
         self._metrics.register(NodeCollector(parts))
         reports = BackupReports(directory, real_time.time)
@@ -285,9 +287,9 @@ class Node:
             return Upkeep(replica)
         return Autopilot(replica, AutopilotPolicy(replacing.voters, replacing.dead_after_s), self._clock)
 
-    def _backups(self, directory: RealDirectory, storage: Storage, replica: Replica) -> Backups:
+    def _backups(self, directory: RealDirectory, storage: Storage, replica: Replica, room: CopyRoom) -> Backups:
         cluster_id = storage.identity.cluster_id
-        return Backups(directory.child("backups"), storage.machine, cluster_id, replica.gate.wait)
+        return Backups(directory.child("backups"), storage.machine, cluster_id, replica.gate.wait, room)
 
     def _services(
         self,

@@ -19,6 +19,7 @@ from raftkv.consensus.snapshot import CHUNK_BYTES, SnapshotManifest
 from raftkv.errors import BackupFailed, Overloaded
 from raftkv.formats import Format, Formats
 from raftkv.ports import Directory
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
 from raftkv.store.machine import Machine
@@ -111,6 +112,7 @@ class Backups:
         machine: The store.
         cluster_id: The cluster.
         wait_for_read: Returns when the local store has everything that was acknowledged before the call.
+        room: Keeps room on the disk for what is copied.
     """
 
     def __init__(
@@ -119,11 +121,13 @@ class Backups:
         machine: Machine,
         cluster_id: ClusterId,
         wait_for_read: Callable[[], Awaitable[None]],
+        room: CopyRoom,
     ) -> None:
         self._directory = directory
         self._machine = machine
         self._cluster_id = cluster_id
         self._wait_for_read = wait_for_read
+        self._room = room
         self._copies: list[_Copy] = []
         self._copying = asyncio.Lock()
         self._readers = 0
@@ -205,7 +209,9 @@ class Backups:
         await asyncio.to_thread(self._remove, name)
 
     def _copy(self, name: str) -> SnapshotManifest:
-        return manifest_of_copy(self._machine.copy_to(f"{self._directory.path}/{name}", self._pace))
+        with self._room.holding(self._machine.used_bytes):
+            copy = self._machine.copy_to(f"{self._directory.path}/{name}", self._pace)
+        return manifest_of_copy(copy)
 
     def _remove(self, name: str) -> None:
         if name in self._directory.names():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -23,6 +22,7 @@ from raftkv.consensus.snapshot import (
 )
 from raftkv.errors import BackupFailed, CorruptData, StorageFailed
 from raftkv.ports import Clock, Worker
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.log_retention import LogRetention
 from raftkv.runtime.manifests import manifest_of_copy
 from raftkv.runtime.pacing import COPY_BYTES_PER_SECOND, Pace
@@ -47,7 +47,6 @@ class SnapshotPolicy:
         tail_bytes: Commands kept behind a snapshot, so that a briefly absent follower needs only entries.
         bytes_per_second: A snapshot is sent to a peer no faster than this.
         copy_bytes_per_second: One is taken no faster than this.
-        reserved_bytes: None is taken that would leave less free disk than this.
         catch_up_bytes: Commands that are kept, in memory and journal, for members that are being sent a snapshot, catch
             up after one, or lag behind while they advance; one that lacks more is sent a newer snapshot.
         stalled_seconds: A transfer without a sign of life of its receiver is given up after this time, and no log is
@@ -59,7 +58,6 @@ class SnapshotPolicy:
     tail_bytes: int = 8_388_608
     bytes_per_second: int = 67_108_864
     copy_bytes_per_second: int = COPY_BYTES_PER_SECOND
-    reserved_bytes: int = 0
     catch_up_bytes: int = 268_435_456
     stalled_seconds: float = 60.0
 
@@ -84,6 +82,7 @@ class SnapshotKeeper:
         installed: Called with the last index covered after the store was replaced by a snapshot.
         failed: Called with an error that must stop the node.
         worker: Reads the snapshots that are sent, and writes those that are received.
+        room: Keeps room on the disk for what is copied.
 
     Attributes:
         transfers: The snapshots on their way to other members.
@@ -103,8 +102,10 @@ class SnapshotKeeper:
         installed: Callable[[Index], None],
         failed: Callable[[BaseException], None],
         worker: Worker,
+        room: CopyRoom,
     ) -> None:
         self._core = core
+        self._room = room
         self._journal = journal
         self._machine = machine
         self._catalog = catalog
@@ -358,9 +359,9 @@ class SnapshotKeeper:
 
     def _copy(self) -> StoreCopy:
         self._catalog.discard_copy()
-        self._require_room()
         try:
-            return self._machine.copy_to(self._catalog.copy_path, self._pace)
+            with self._room.holding(self._machine.used_bytes):
+                return self._machine.copy_to(self._catalog.copy_path, self._pace)
         except OSError:
             with suppress(OSError):
                 self._catalog.discard_copy()
@@ -371,17 +372,6 @@ class SnapshotKeeper:
             # Not before: it may be all that a restart has. Not after: the new one may have its name.
             self._catalog.remove(self._broken)
         self._catalog.adopt_copy(manifest)
-
-    def _require_room(self) -> None:
-        """Refuse a copy that would take the room that journal and votes need.
-
-        Raises:
-            OSError: There is too little room.
-        """
-        size, free = self._machine.used_bytes, self._catalog.free_bytes()
-        if free < size + self._policy.reserved_bytes:
-            text = f"about {size} bytes and a reserve of {self._policy.reserved_bytes} are needed, {free} are free"
-            raise OSError(errno.ENOSPC, text)
 
     def _compact(self, covered: Index) -> None:
         base = self._retention.compactable_index(covered)

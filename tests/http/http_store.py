@@ -11,6 +11,7 @@ from raftkv.errors import NotLeader
 from raftkv.membership import initial_membership
 from raftkv.runtime.backup_reports import BackupReports
 from raftkv.runtime.backups import Backups
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.metrics import Metrics
 from raftkv.service.alarms import Alarms, Quota
 from raftkv.service.api import NodeServices
@@ -98,7 +99,7 @@ class InstantLog:
             self.machine, writes, self, timer, self.clock, Randomness(), 2, self.require_leader, self.slices
         )
         self.watches = WatchHub(self.machine, self.slices)
-        self.backups = Backups(copies, self.machine, CLUSTER, self.wait)
+        self.backups = Backups(copies, self.machine, CLUSTER, self.wait, CopyRoom(copies.free_bytes, 0))
         self.backup_reports = BackupReports(VirtualDisk().root, lambda: REPORTED_AT)
         self.snapshots_taken = 0
         self.members = Members(NodeId("n1"), CLUSTER, FIRST_MEMBERS, self, self, Randomness(), self)

@@ -105,6 +105,14 @@ async def test_a_copy_that_cannot_be_made_is_a_refusal(node, monkeypatch):
     assert (await node.problem("GET", "/v1/snapshot")).startswith("backup-failed: making a copy of the store failed")
 
 
+async def test_a_copy_that_would_take_the_reserve_of_the_disk_is_refused(node, monkeypatch):
+    monkeypatch.setattr(node.log.backups._room, "_reserved_bytes", 2**41)
+    problem = await node.problem("GET", "/v1/snapshot")
+    assert "are needed" in problem
+    assert problem.startswith("backup-failed: ")
+    assert node.log.copies.names() == []
+
+
 async def test_the_gateway_streams_blobs_and_their_digest(node):
     revision = await node.put("a", "x" * 600_000)
     blobs, remaining = [], []

@@ -16,6 +16,7 @@ from raftkv.consensus.segments import recover
 from raftkv.consensus.snapshot import CHUNK_BYTES, SnapshotCatalog, SnapshotManifest
 from raftkv.errors import BackupFailed, StorageFailed, UnsupportedVersion
 from raftkv.membership import initial_membership
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.snapshots import SnapshotKeeper, SnapshotPolicy
 from raftkv.store.commands import Put, encode_commands
 from raftkv.store.machine import CommittedEntry, Machine
@@ -114,6 +115,7 @@ class Node(HeldWorker):
             self.installed.append,
             self.failures.append,
             self,
+            CopyRoom(snapshots.free_bytes, 0),
         )
 
     def send(self, peer: NodeId, message: object) -> bool:
@@ -177,7 +179,7 @@ async def test_no_snapshot_is_taken_or_received_while_the_disk_is_nearly_full():
 
 async def test_snapshot_that_would_take_the_reserve_is_refused(monkeypatch):
     node = Node(entries=5)
-    monkeypatch.setattr(node.keeper, "_policy", SnapshotPolicy(reserved_bytes=2**41))
+    monkeypatch.setattr(node.keeper._room, "_reserved_bytes", 2**41)
     with pytest.raises(BackupFailed, match="are needed"):
         await node.keeper.take_now()
     assert node.failures == []

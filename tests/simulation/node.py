@@ -27,6 +27,7 @@ from raftkv.membership import MemberChange, MemberId, RemoveMember
 from raftkv.node import Node, _TransportEvents
 from raftkv.runtime import apply_loop
 from raftkv.runtime.backups import Backups
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.framing import Rejected
 from raftkv.runtime.identity import Identity, store_identity
 from raftkv.runtime.recovery import Storage, recover_storage
@@ -75,7 +76,6 @@ _POLICY = SnapshotPolicy(
     journal_bytes=3_000,
     journal_entries=60,
     tail_bytes=1_000,
-    reserved_bytes=MIN_FREE_BYTES,
     catch_up_bytes=24_000,
     stalled_seconds=10.0,
 )
@@ -116,7 +116,6 @@ class NodeSettings:
                 journal_bytes=rng.choice((1_500, 3_000, 30_000)),
                 journal_entries=rng.choice((30, 60, 1_000)),
                 tail_bytes=rng.choice((0, 1_000, 10_000)),
-                reserved_bytes=MIN_FREE_BYTES,
                 catch_up_bytes=rng.choice((3_000, 24_000, 1_000_000)),
                 stalled_seconds=10.0,
             ),
@@ -657,6 +656,7 @@ class SimulatedNode:
         self.replica.watch(self)
         self.handler = _TransportEvents(self._judge(), self.replica, storage)
         self.writer = SimulatedWriter(self, storage.segments)
+        copy_room = CopyRoom(self.disk.root.free_bytes, MIN_FREE_BYTES)
         self.keeper = SnapshotKeeper(
             core,
             storage.journal,
@@ -669,6 +669,7 @@ class SimulatedNode:
             self.replica.on_installed,
             self._on_fatal,
             SimulatedWorker(self),
+            copy_room,
         )
         clock = SteadyClock(self.clock)
         time = ClusterTime(storage.machine, clock, self.replica.leading)
@@ -707,6 +708,7 @@ class SimulatedNode:
             storage.machine,
             storage.identity.cluster_id,
             self.replica.gate.wait,
+            copy_room,
         )
         self.membership_service = Members(
             self.name,

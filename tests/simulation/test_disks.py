@@ -11,6 +11,7 @@ import pytest
 from raftkv.consensus import frames
 from raftkv.consensus.guard import ALL_GUARDS, Guards
 from raftkv.errors import RaftkvError
+from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.replica import Replica
 from raftkv.runtime.store_sync import StoreSync
 from tests.simulation.catch_up import ExhaustedFollower
@@ -121,6 +122,18 @@ def test_nodes_live_through_disks_that_stay_nearly_full(seed: int):
 def test_disks_that_fill_unnoticed_end_nodes(monkeypatch):
     monkeypatch.setattr(Replica, "_check_disk", lambda _self: None)
     assert "No space left on device" in first_violation(FILLING)
+
+
+BACKED_UP = Plan(0, 1, faults=frozenset({"filling-disk", "backup"}))
+
+
+def test_backups_leave_a_reserve_on_disks_that_are_nearly_full():
+    assert run_plan(BACKED_UP).violation is None
+
+
+def test_backups_that_take_the_last_room_end_nodes(monkeypatch):
+    monkeypatch.setattr(CopyRoom, "holding", lambda _self, _size: contextlib.nullcontext())
+    assert "No space left on device" in str(run_plan(BACKED_UP).violation)
 
 
 @pytest.mark.parametrize("seed", range(3))
