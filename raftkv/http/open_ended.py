@@ -78,13 +78,15 @@ async def write_piece(request: web.BaseRequest, response: web.StreamResponse, pi
     """Send a piece of an answer that lasts.
 
     Raises:
-        ConnectionError: The client is gone, or does not read.
+        ClientGone: The client is gone, or does not read.
     """
     try:
         async with asyncio.timeout(WRITE_SECONDS):
             await response.write(piece)
     except TimeoutError:
         cut_off(request)
+    except ConnectionError as error:
+        raise ClientGone("the client is gone") from error
 
 
 class Download:
@@ -104,7 +106,7 @@ class Download:
         """Count the time that it takes the client to read so many bytes.
 
         Raises:
-            ConnectionError: It is too slow.
+            ClientGone: It is too slow.
         """
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -119,9 +121,7 @@ def cut_off(request: web.BaseRequest) -> NoReturn:
     """End the connection of a client that does not read, whatever is still to be sent.
 
     Raises:
-        ConnectionError: Always.
+        ClientGone: Always.
     """
-    transport = request.transport
-    if transport is not None:
-        transport.abort()
-    raise ConnectionResetError("the client does not read") from None
+    connection_of(request).cut_off("it reads too slowly")
+    raise ClientGone("the client does not read") from None

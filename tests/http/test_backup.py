@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -9,6 +10,7 @@ from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from raftkv.consensus.snapshot import SnapshotManifest
 from raftkv.http import open_ended
@@ -86,7 +88,8 @@ async def test_copies_of_different_states_are_bounded(node):
 
 
 @pytest.mark.parametrize("path", ["/v1/snapshot", "/v3/maintenance/snapshot"])
-async def test_reader_of_a_backup_below_the_least_rate_is_cut_off(node, path, monkeypatch):
+async def test_reader_of_a_backup_below_the_least_rate_is_cut_off(node, path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(open_ended, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(open_ended, "LEAST_BYTES_PER_SECOND", 1e12)
     await node.put("a", "x" * 600_000)
@@ -95,6 +98,26 @@ async def test_reader_of_a_backup_below_the_least_rate_is_cut_off(node, path, mo
         async with node.session.request(method, node.url + path) as answer:
             await answer.read()
     await until(lambda: node.log.copies.names() == [])
+    assert "is cut off: it reads too slowly" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_reader_of_a_backup_that_is_killed_leaves_no_traceback(monkeypatch, caplog):
+    """The connection is lost while the node waits for the client to read; the next piece finds it gone."""
+    lost = asyncio.Event()
+
+    async def write(_response: web.StreamResponse, _piece: bytes) -> None:
+        lost.set()
+        raise ConnectionError("Connection lost")
+
+    async with Node() as node:
+        await node.put("a", "x" * 300_000)
+        monkeypatch.setattr(web.StreamResponse, "write", write)
+        with pytest.raises(aiohttp.ClientError):
+            async with node.session.get(node.url + "/v1/snapshot") as answer:
+                await answer.read()
+    assert lost.is_set()
+    assert caplog.text == ""
 
 
 async def test_a_copy_that_cannot_be_made_is_a_refusal(node, monkeypatch):
