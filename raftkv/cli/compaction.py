@@ -9,6 +9,7 @@ import click
 from raftkv.cli.endpoints import run_with_client, split_endpoints, with_endpoints
 from raftkv.cli.failures import EXIT_CODES_HELP
 from raftkv.client import Client
+from raftkv.errors import RevisionCompacted
 from raftkv.types import Consistency, Revision
 
 _POLL_SECONDS = 0.2
@@ -32,7 +33,12 @@ def compact(*, revision: int | None, physical: bool, endpoints: str, timeout_sec
 
     async def run(client: Client) -> Revision:
         chosen = Revision(revision) if revision is not None else await _present_revision(client)
-        await client.compact(chosen)
+        try:
+            await client.compact(chosen)
+        except RevisionCompacted:
+            # Without a revision the aim is reached already, by an earlier run for example.
+            if revision is not None:
+                raise
         return chosen
 
     compacted = run_with_client(endpoints, timeout_seconds, run)
