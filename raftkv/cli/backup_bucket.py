@@ -71,7 +71,7 @@ class _Bucket:
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._name, **parameters)
         except self._errors as error:
-            message = f"s3://{self._name}: {error}"
+            message = f"{self.url(parameters.get('Key', '')).removesuffix('/')}: {error}"
             raise OSError(errno.ENOSPC if _is_full(error) else errno.EIO, message) from error
         return answer
 
@@ -237,7 +237,7 @@ class BucketBackups:
             self._remove_abandoned()
         except OSError as error:
             # The credentials may do what a backup needs, and not this.
-            logger.warning("raftkv: abandoned uploads cannot be looked for: %s", error)
+            logger.warning("raftkv: abandoned uploads cannot be looked for: %s", error.strerror)
         yield
 
     def _remove_abandoned(self) -> None:

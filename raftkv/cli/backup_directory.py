@@ -74,6 +74,8 @@ class DirectoryBackups:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other runs away, and remove what one that was killed has left behind."""
+        # The destination itself may be shared. When it is made here, it is its owner's alone.
+        make_directory(self._directory.parent)
         make_directory(self._directory)
         lock = os.open(self._directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         try:

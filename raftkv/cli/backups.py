@@ -10,7 +10,7 @@ import click
 from raftkv.cli.backup_destinations import BackupDestination, destination_of
 from raftkv.cli.backup_run import BackupRun, TakenBackup
 from raftkv.cli.endpoints import new_client, run_with_client, with_endpoints
-from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes
+from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes, os_error_text
 from raftkv.client import Client
 from raftkv.errors import RaftkvError
 from raftkv.types import BackupReport
@@ -80,7 +80,7 @@ def backup(*, target: str, every: float, keep: int, once: bool, endpoints: str, 
                 await _report(client, None)
                 if once:
                     raise
-                _warn(f"the backup failed: {error}")
+                _warn(f"the backup failed: {os_error_text(error) if isinstance(error, OSError) else error}")
             else:
                 _describe(taken, destination, keep)
                 report = BackupReport(taken.manifest.revision, taken.size, taken.kept, taken.lacks_room)

@@ -60,7 +60,13 @@ def failures_as_exit_codes(say: Callable[[str], None] = _say) -> Iterator[None]:
         sys.stderr.close()
         sys.exit(NOT_DONE)
     except OSError as error:
-        fail(str(error), NOT_DONE, say)
+        fail(os_error_text(error), NOT_DONE, say)
+
+
+def os_error_text(error: OSError) -> str:
+    """Return an error of the system in words, without its number."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def fail(message: str, code: int, say: Callable[[str], None] = _say) -> NoReturn:

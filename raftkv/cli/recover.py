@@ -68,7 +68,7 @@ def recover(*, is_forced: bool, data_dir: Path, initial_cluster: str | None, yes
                     f"{identity.name} was removed from its cluster; say with --initial-cluster who is new"
                 )
             names = ", ".join(member.name for member in members)
-            click.echo(f"{data_dir} is of member {identity.name} of cluster {identity.cluster_id}.")
+            click.echo(f"{data_dir} is the directory of member {identity.name} of cluster {identity.cluster_id}.")
             if not yes:
                 click.confirm(
                     f"Make it the beginning of a new cluster of {names}, and end the old one for good?", abort=True

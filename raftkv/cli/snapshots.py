@@ -10,7 +10,7 @@ import click
 from raftkv.cli.backup_destinations import find_backup, stored_at
 from raftkv.cli.backup_download import save_backup
 from raftkv.cli.endpoints import run_with_client, split_endpoints, with_endpoints
-from raftkv.cli.failures import EXIT_CODES_HELP, failures_as_exit_codes
+from raftkv.cli.failures import EXIT_CODES_HELP, NotDone, failures_as_exit_codes
 from raftkv.cli.new_members import named_members
 from raftkv.client import Client
 from raftkv.consensus.snapshot import SnapshotManifest
@@ -74,11 +74,17 @@ def verify(backup: str) -> None:
 @snapshot.command("list", epilog=EXIT_CODES_HELP)
 @click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
 def list_backups(destination: str) -> None:
-    """List what "raftkv backup" has stored: each backup with its bytes, the oldest of each cluster first."""
+    """List what "raftkv backup" has stored: each backup with its bytes, the oldest of each cluster first.
+
+    Exit code 1 when there is none.
+    """
     with failures_as_exit_codes():
-        for backups, stored in stored_at(destination):
+        found = stored_at(destination)
+        for backups, stored in found:
             for each in stored:
                 click.echo(f"{backups.source(each.name)}\t{each.size} bytes")
+        if not found:
+            raise NotDone(f"{destination} has no backup that raftkv backup took")
 
 
 @snapshot.command(epilog=EXIT_CODES_HELP)

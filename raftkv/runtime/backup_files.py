@@ -220,7 +220,10 @@ def restore_backup(
     if name not in {member.name for member in members}:
         raise ConfigurationError(f"{name} is not in the initial cluster: {listing_of(members)}")
     if data_dir.exists() and any(data_dir.iterdir()):
-        raise ConfigurationError(f"{data_dir} is not empty: a restore makes a new data directory and replaces none")
+        raise ConfigurationError(
+            f"{data_dir} is not empty: a restore replaces no data directory. --set-aside keeps it as "
+            f"{data_dir.name}-TIME.old and makes a new one"
+        )
     building = data_dir.with_name(data_dir.name + _RESTORING_SUFFIX)
     if building.exists():
         # An earlier restore was interrupted.

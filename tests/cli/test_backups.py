@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import signal
 import subprocess
@@ -83,6 +84,15 @@ def test_backups_that_were_open_to_other_users_are_closed_to_them(run, tmp_path,
     assert of_cluster.stat().st_mode & 0o777 == 0o700
     assert f"{of_cluster} could be used by other users: closed" in caplog.text
     assert tmp_path.stat().st_mode & 0o777 == 0o755, "the directory itself may be shared"
+
+
+def test_a_destination_that_is_made_is_its_owners_alone(run, tmp_path):
+    previous = os.umask(0)
+    try:
+        assert run("backup", "--once", "--to", str(tmp_path / "made")).exit_code == 0
+    finally:
+        os.umask(previous)
+    assert [(path.stat().st_mode & 0o777) for path in (tmp_path / "made", tmp_path / "made" / CLUSTER)] == [0o700] * 2
 
 
 def test_clusters_that_share_a_directory_keep_their_backups(run, tmp_path):
@@ -422,7 +432,24 @@ def test_a_bucket_of_more_backups_than_a_page_is_read_whole(bucket, monkeypatch)
 def test_a_bucket_that_is_not_there_is_told_and_nothing_is_lost(run, bucket):
     result = run("backup", "--once", "--to", "s3://elsewhere")
     assert (result.exit_code, "s3://elsewhere: " in result.stderr, "NoSuchBucket" in result.stderr) == (1, True, True)
+    assert "Errno" not in result.stderr
     assert contents(bucket) == {}
+
+
+def test_a_list_of_no_backups_says_so(run, bucket, tmp_path):
+    for destination in ("s3://backups/mistyped", str(tmp_path)):
+        result = run("snapshot", "list", destination)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"raftkv: {destination} has no backup" in result.stderr
+    missing = run("snapshot", "list", str(tmp_path / "mistyped"))
+    assert (missing.exit_code, missing.stderr) == (1, f"raftkv: {tmp_path / 'mistyped'}: No such file or directory\n")
+
+
+def test_a_backup_that_is_not_in_the_bucket_is_named(run, bucket):
+    key = f"shop/{CLUSTER}/raftkv-00000099-20990101T000000Z-r1.snapshot.zst"
+    result = run("snapshot", "verify", f"s3://backups/{key}")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"raftkv: s3://backups/{key}: ")
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:bucket", "s3://bucket/x?y=1"])
@@ -542,4 +569,4 @@ def test_uploads_that_may_not_be_listed_keep_no_backup_away(run, bucket, monkeyp
 
     monkeypatch.setattr(backup_bucket._Bucket, "ask", forbidden)
     assert run("backup", "--once", "--to", "s3://backups").exit_code == 0
-    assert "abandoned uploads cannot be looked for: [Errno 5] AccessDenied" in caplog.text
+    assert "abandoned uploads cannot be looked for: AccessDenied" in caplog.text
