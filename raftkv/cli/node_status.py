@@ -115,7 +115,7 @@ async def _probe(url: str | None, name: str | None, timeout_seconds: float, *, c
         async with new_client(url, timeout_seconds) as client:
             found = await client.maintenance.status(checks_health=checks_health)
     except RaftkvError as error:
-        return _Probe(url, name, None, str(error), time.monotonic() - began)
+        return _Probe(url, name, None, str(error).removeprefix(f"{url}: "), time.monotonic() - began)
     return _Probe(url, found.node.name, found, "", time.monotonic() - began)
 
 

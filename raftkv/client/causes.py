@@ -11,6 +11,12 @@ from yarl import URL
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 """What OpenSSL says of an answer that is not TLS."""
 
+_HINT = {
+    "http": "if it speaks TLS, its URL begins with https://; if this is a peer port, name the client port",
+    "https": "if its --tls-client-ca asks clients for certificates, give one that it accepts",
+}
+"""What to look at when a connection ends without an answer, by the scheme of its URL."""
+
 NO_ANSWER = "no answer in time"
 NOT_ASKED = "not asked, the time was over"
 
@@ -67,6 +73,5 @@ def cause_of_no_connection(error: aiohttp.ClientError) -> str:
 def cause_of_loss(error: Exception, url: URL) -> str:
     """Return why a connection broke on which a request was sent."""
     if isinstance(error, aiohttp.ServerDisconnectedError) or (isinstance(error, OSError) and url.scheme == "http"):
-        hint = "; if it speaks TLS, its URL begins with https://" if url.scheme == "http" else ""
-        return f"the connection broke: the node closed it{hint}"
+        return f"the connection broke: the node closed it; {_HINT[url.scheme]}"
     return f"the connection broke: {error or type(error).__name__}"

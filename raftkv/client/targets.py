@@ -29,6 +29,11 @@ def _parse_endpoint(endpoint: str) -> URL:
         url = URL(endpoint)
         origin = url.origin() if url.absolute else None
     except ValueError as error:
+        host_port = endpoint.partition("://")[2].partition("/")[0]
+        if host_port.count(":") > 1 and "[" not in host_port:
+            raise InvalidRequest(
+                f"the endpoint {endpoint!r}: an IPv6 address must stand in brackets, such as http://[::1]:2379"
+            ) from None
         raise InvalidRequest(f"the endpoint {endpoint!r} is not a URL ({error})") from None
     if origin is None or origin.scheme not in ("http", "https"):
         raise InvalidRequest(f"the endpoint {endpoint!r} is not an http:// or https:// URL")

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from raftkv import errors
-from raftkv.client import Client, ConditionNotMet, Found, Missing, UnexpectedAnswer, Unreachable
+from raftkv.client import Client, ConditionNotMet, Found, Missing, TlsFiles, UnexpectedAnswer, Unreachable
 from raftkv.client.dispatch import Dispatcher, _OutOfTime
 from raftkv.client.targets import key_path, parse_endpoints
 from raftkv.http import FrontEnd
@@ -304,6 +304,27 @@ async def test_stream_names_every_endpoint_with_its_cause(servers, monkeypatch):
     async with Client(["http://127.0.0.1:9", "http://127.0.0.1:10"], timeout_seconds=8) as client:
         with pytest.raises(Unreachable, match=r"127.0.0.1:9: Connection refused; .*127.0.0.1:10: Connection refused"):
             await anext(client.watch(key=b"a"))
+
+
+async def test_a_client_without_the_certificate_that_is_asked_for_is_told_what_to_give(tmp_path):
+    authority = TestAuthority.create(tmp_path)
+    files = authority.certify("n1", "127.0.0.1")
+    context = listening_context(*files, authority.certificate)
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    async with Client(
+        [f"https://127.0.0.1:{port}"], timeout_seconds=0.5, tls=TlsFiles(authority.certificate)
+    ) as client:
+        with pytest.raises(
+            Unreachable, match="--tls-client-ca asks clients for certificates, give one that it accepts"
+        ):
+            await client.get(b"a")
+    server.close()
+
+
+def test_ipv6_address_of_an_endpoint_without_brackets_is_explained():
+    with pytest.raises(errors.InvalidRequest, match=r"must stand in brackets, such as http://\[::1\]:2379"):
+        Client(["http://::1:2379"])
 
 
 async def test_tls_to_a_plain_port_and_the_reverse_are_explained(servers, tmp_path):
