@@ -472,7 +472,9 @@ def parse_toml(text: str, source: str) -> dict[str, str]:
     settings = {}
     for key, value in document.items():
         if key not in _BY_KEY:
-            raise ConfigurationError(f"{source}: unknown key {key!r}; the keys are {', '.join(_BY_KEY)}")
+            similar = get_close_matches(key, _BY_KEY, n=1)
+            hint = f"{similar[0]} is one" if similar else f"the keys are {', '.join(_BY_KEY)}"
+            raise ConfigurationError(f"{source}: unknown key {key!r}; {hint}")
         settings[key] = _text_of(value, _BY_KEY[key], source)
     return settings
 
@@ -498,7 +500,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
             continue
         similar = get_close_matches(name, known, n=1)
         hint = f"; {similar[0]} is one" if similar else ""
-        warnings.append(f"the variable {name} is ignored: no setting of a node has that name{hint}")
+        warnings.append(f"the variable {name} is ignored: no setting has that name{hint}")
     return warnings
 
 

@@ -195,10 +195,17 @@ def test_origins_are_written_as_browsers_write_them():
             build_config({"watch_origins": wrong}, {}, {})
 
 
+def test_unknown_key_is_named_with_what_may_have_been_meant():
+    with pytest.raises(ConfigurationError, match=r"n1.toml: unknown key 'data_dirr'; data_dir is one"):
+        parse_toml('data_dirr = "/data"', "n1.toml")
+    with pytest.raises(ConfigurationError, match=r"unknown key 'zzzz'; the keys are name, "):
+        parse_toml("zzzz = 1", "n1.toml")
+
+
 def test_unknown_variable_is_named_with_what_may_have_been_meant():
     (warning,) = unknown_variables({"RAFTKV_TLS_CLIENTCA": "ca.crt", "RAFTKV_NAME": "n1", "PATH": "/bin"})
     assert warning == (
-        "the variable RAFTKV_TLS_CLIENTCA is ignored: no setting of a node has that name; RAFTKV_TLS_CLIENT_CA is one"
+        "the variable RAFTKV_TLS_CLIENTCA is ignored: no setting has that name; RAFTKV_TLS_CLIENT_CA is one"
     )
     (warning,) = unknown_variables({"RAFTKV_LISTEN_PORT": "1"})
     assert warning.startswith("the variable RAFTKV_LISTEN_PORT is ignored")

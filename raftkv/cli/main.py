@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from raftkv import __version__
@@ -28,12 +30,18 @@ from raftkv.cli import (
     watch,
 )
 from raftkv.cli.failures import EXIT_CODES_HELP
+from raftkv.settings import unknown_variables
 
 
 @click.group(epilog=EXIT_CODES_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raftkv")
-def raftkv() -> None:
+@click.pass_context
+def raftkv(context: click.Context) -> None:
     """raftkv: a strongly consistent key-value service over HTTP."""
+    # A node writes these to its log.
+    if context.invoked_subcommand != serve.serve.name:
+        for warning in unknown_variables(os.environ):
+            click.echo(f"raftkv: {warning}", err=True)
 
 
 for _command in (

@@ -153,3 +153,12 @@ def test_cluster_check(run, server):
     result = run("cluster", "check")
     assert result.output.splitlines()[:3] == ["compared at index 9", "n1\tagrees", "n2\tunknown"]
     assert (result.exit_code, "not known to be equal" in result.stderr) == (1, True)
+
+
+def test_a_variable_that_is_no_setting_is_named(run, monkeypatch):
+    monkeypatch.setenv("RAFTKV_ENDPOINT", "http://10.0.0.1:2379")
+    result = run("ls")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "raftkv: the variable RAFTKV_ENDPOINT is ignored: no setting has that name; RAFTKV_ENDPOINTS is one\n"
+    )
