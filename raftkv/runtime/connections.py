@@ -27,7 +27,7 @@ from raftkv.runtime.framing import (
     encode_handshake,
     protocol_in_common,
 )
-from raftkv.runtime.handshake_call import cause_of
+from raftkv.runtime.handshake_call import cause_of, hint_of_silence
 from raftkv.runtime.peer_proof import Certificate, Unproven
 from raftkv.types import NodeId
 
@@ -464,7 +464,8 @@ class Link:
             if connection.fault:
                 self._warn(f"dropped the connection to {self._peer} at {self.address}: {connection.fault}")
             elif self._hung_up >= _HUNG_UP_OFTEN:
-                self._warn(f"{self._peer} at {self.address} says nothing and hangs up; is TLS on at one of us only?")
+                hint = hint_of_silence(is_encrypted=self._owner.tls is not None)
+                self._warn(f"{self._peer} at {self.address} says nothing and hangs up; {hint}")
             return 0.0
         self._warned_of, self._hung_up, self._failing_since = "", 0, None
         answer = connection.welcomed.result()

@@ -46,7 +46,7 @@ async def ask(address: str, question: Question, tls: ssl.SSLContext | None) -> H
                 writer.write(encode_handshake(question))
                 return await read_handshake(reader)
             except (HungUp, ConnectionError):
-                return "it says nothing and hangs up; is TLS on at one of us only?"
+                return f"it says nothing and hangs up; {hint_of_silence(is_encrypted=tls is not None)}"
             finally:
                 writer.close()
     except ssl.SSLError as error:
@@ -61,6 +61,14 @@ async def ask(address: str, question: Question, tls: ssl.SSLContext | None) -> H
         return cause_of(error, is_encrypted=tls is not None)
     except BadFrame as error:
         return str(error)
+
+
+def hint_of_silence(*, is_encrypted: bool) -> str:
+    """Return what to look at when a peer ends a connection without an answer.
+
+    With TLS 1.3 a node that is dialled refuses a certificate after the handshake is complete for the one that dials.
+    """
+    return "does it refuse the certificate of this node?" if is_encrypted else "is TLS on at one of us only?"
 
 
 def cause_of(error: OSError, *, is_encrypted: bool) -> str:

@@ -19,7 +19,7 @@ from raftkv.runtime.handshake_call import ask
 from raftkv.runtime.peer_proof import Certificate, PeerProof, Unproven
 from raftkv.tls import dialling_context, listening_context
 from raftkv.types import ClusterId, NodeId
-from tests.tls_files import self_signed
+from tests.tls_files import TestAuthority, self_signed
 
 CLUSTER = ClusterId("0123456789abcdef")
 
@@ -310,6 +310,18 @@ async def test_refused_dialler_is_told_no_address_that_it_has_not_named(monkeypa
     with pytest.raises(Unproven) as refused:
         await proof.address_of(replace(hello(), peer_address=OLD, token="t"), Certificate.of(None), "10.0.0.9")
     assert refused.value.answer == str(refused.value)
+
+
+async def test_peer_that_hangs_up_after_tls_is_asked_about_the_certificate(tmp_path):
+    """With TLS 1.3 the handshake of the node that dials is complete before its certificate is refused."""
+    ours, other = (TestAuthority.create(tmp_path / name) for name in ("ours", "other"))
+    context = listening_context(*ours.certify("b", "127.0.0.1"), ours.certificate)
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0, ssl=context)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    refused = dialling_context(ours.certificate, *other.certify("a", "127.0.0.1"))
+    answer = await ask(address, Confirm(CLUSTER, "a", "b", "t"), refused)
+    assert answer == "it says nothing and hangs up; does it refuse the certificate of this node?"
+    server.close()
 
 
 @pytest.mark.parametrize("address", ["a..b:2380", "x" * 64 + ":2380", "[fe80::1%é]:2380"])
