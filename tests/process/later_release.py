@@ -162,7 +162,7 @@ def encode_segment_header(header, cluster_version):
 def _read_later(view):
     if view.view(Space.META).get(b"later") is None:
         raise ValueError("the later field is missing")
-    return _read_6(view)
+    return STORE_FORMATS.read({THESE_FORMATS.store}, view)
 
 
 STORE_FORMATS.add({LATER_FORMATS.store}, Format(_read_later, {_LATER}))
