@@ -143,11 +143,10 @@ async def fill_journal(endpoints: list[str]) -> None:
 
 
 def check_restored(directory: Path, backup: Path, history: History, *options: str) -> None:
-    """Make a new cluster of a backup, and compare it with the history."""
-    cluster = ProcessCluster(directory)
-    for node in cluster.nodes:
-        arguments = [f"--data-dir={node.data_dir}", f"--name={node.name}", f"--initial-cluster={cluster.members}"]
-        raftkv("snapshot", "restore", str(backup), *arguments, *options)
+    """Make a new cluster of one of a backup, and compare it with the history."""
+    cluster = ProcessCluster(directory, 1)
+    (node,) = cluster.nodes
+    arguments = [f"--data-dir={node.data_dir}", f"--name={node.name}", f"--initial-cluster={cluster.members}"]
+    raftkv("snapshot", "restore", str(backup), *arguments, *options)
     with cluster:
-        for node in cluster.nodes:
-            check(node, history)
+        check(node, history)
