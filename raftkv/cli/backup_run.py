@@ -65,7 +65,8 @@ class BackupRun:
         Where there is no room for it, the oldest ones are removed and it is tried again; the newest one stays.
 
         Raises:
-            NotApplied: No node served it in time, it broke off, or another run is under way.
+            NotApplied: No node served it in time, it broke off, another run is under way, or backups of a cluster with
+                the same id and a higher revision are there.
             CorruptData: It does not check.
             OSError: It could not be stored.
         """
@@ -88,6 +89,7 @@ class BackupRun:
             with ExitStack() as stack:
                 await asyncio.to_thread(stack.enter_context, backups.exclusive())
                 stored = await asyncio.to_thread(backups.stored)
+                _require_same_history(backups, stored, begun.manifest)
                 await asyncio.to_thread(self._prepare, backups, retention, stored, begun.manifest)
                 now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
                 name = BackupName(next_sequence(stored), now, begun.manifest.revision)
@@ -184,6 +186,24 @@ class _Storing:
             with suppress(OSError):
                 await asyncio.to_thread(upload.abort)
             raise
+
+
+def _require_same_history(backups: ClusterBackups, stored: list[StoredBackup], manifest: SnapshotManifest) -> None:
+    """Refuse the backup of a cluster whose revision is lower than that of a stored one.
+
+    The id of a cluster follows from its first members, so one that begins again after the loss of all data has the id
+    of the former. Its backups would replace those of the data that is lost.
+
+    Raises:
+        BackupFailed: It is such a cluster.
+    """
+    highest = max((each.name.revision for each in stored), default=0)
+    if manifest.revision < highest:
+        raise BackupFailed(
+            f"{backups} has a backup of revision {highest}, and the cluster is at revision {manifest.revision}: it has "
+            "begun again with the same members, or from an older backup. Nothing is stored or removed there; restore "
+            "that backup, or move it to another place"
+        )
 
 
 def _room_for(backups: ClusterBackups, kept: list[StoredBackup], size: int) -> int | None:

@@ -56,7 +56,7 @@ def put_backups(directory: Path, *names: str, size: int = 1000) -> None:
 def test_backups_are_kept_by_sequence_and_not_by_time(run, tmp_path):
     """The clock was wrong once: backups of the future must not make the one just taken the oldest."""
     directory = tmp_path / "backups"
-    put_backups(directory, *(f"0000000{number}-20990{number}01T000000Z-r{number}" for number in range(1, 6)))
+    put_backups(directory, *(f"0000000{number}-20990{number}01T000000Z-r1" for number in range(1, 6)))
     (directory / CLUSTER / "notes.txt").write_text("mine")
     (directory / "raftkv-20200101T000000Z-r1.snapshot").write_bytes(b"of an earlier release")
     run("put", "a", "1")
@@ -104,6 +104,17 @@ def test_clusters_that_share_a_directory_keep_their_backups(run, tmp_path):
     assert sequences(tmp_path) == [2]
     assert BackupDirectory(tmp_path).clusters() == [CLUSTER, other]
     assert len(BackupDirectory(tmp_path).of(ClusterId(other)).stored()) == 1
+
+
+def test_a_cluster_that_began_again_replaces_no_backup_of_the_former(run, tmp_path):
+    """Its id is the same, since that follows from the members that it begins with."""
+    put_backups(tmp_path, "00000001-20200101T000000Z-r1", "00000002-20200101T000000Z-r700")
+    result = run("backup", "--once", "--keep", "1", "--to", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"{tmp_path / CLUSTER} has a backup of revision 700, and the cluster is at revision 1" in result.stderr
+    assert sequences(tmp_path) == [1, 2]
+    (tmp_path / CLUSTER).rename(tmp_path / "moved")
+    assert run("backup", "--once", "--keep", "1", "--to", str(tmp_path)).exit_code == 0
 
 
 def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(run, server, tmp_path):
@@ -375,7 +386,7 @@ def contents(client) -> dict[str, bytes]:
 
 def put_objects(client, *numbers: int, prefix: str = "shop/") -> None:
     for number in numbers:
-        key = f"{prefix}{CLUSTER}/raftkv-{number:08d}-20990101T000000Z-r{number}.snapshot.zst"
+        key = f"{prefix}{CLUSTER}/raftkv-{number:08d}-20990101T000000Z-r1.snapshot.zst"
         client.put_object(Bucket="backups", Key=key, Body=b"old")
 
 
@@ -392,7 +403,7 @@ def test_backups_go_to_a_bucket_and_the_newest_are_kept(run, bucket, tmp_path):
     (newest,) = [name for name in there if "raftkv-00000006-" in name]
     (tmp_path / "file").write_bytes(there.pop(newest))
     assert verify_backup(tmp_path / "file").revision == 2
-    kept = [f"shop/{CLUSTER}/raftkv-0000000{number}-20990101T000000Z-r{number}.snapshot.zst" for number in (4, 5)]
+    kept = [f"shop/{CLUSTER}/raftkv-0000000{number}-20990101T000000Z-r1.snapshot.zst" for number in (4, 5)]
     assert sorted(there) == sorted([*others, *kept])
 
 
