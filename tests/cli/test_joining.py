@@ -93,7 +93,7 @@ async def test_identity_of_a_new_member_has_the_format_of_the_cluster_version(se
 
     async def at_the_later_version(config):
         answers, reasons = await look(config)
-        return [replace(answer, cluster_version=later) for answer in answers], reasons
+        return {url: replace(answer, cluster_version=later) for url, answer in answers.items()}, reasons
 
     monkeypatch.setattr(joining, "_look", at_the_later_version)
     await join_if_new(config_of(server, tmp_path))
