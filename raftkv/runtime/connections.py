@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import socket
 import ssl
@@ -64,26 +65,27 @@ _HUNG_UP_OFTEN = 3
 class InboundConnection(asyncio.Protocol):
     """An accepted connection: its peer says hello and is verified, then only receives.
 
-    It is accepted without TLS, which begins after that: so it is counted, and can give way, while TLS is negotiated.
-
     Attributes:
         peer: The verified peer, None before.
         member_id: Its id as a member.
         channel: What the connection is for.
         host: The address that it comes from.
         has_greeted: Whether it has said hello.
+
+    Args:
+        owner: The transport.
+        handshake: What it was during its TLS handshake, None without TLS.
     """
 
-    def __init__(self, owner: Transport) -> None:
+    def __init__(self, owner: Transport, handshake: TlsHandshake | None = None) -> None:
         self.peer: NodeId | None = None
         self.member_id = 0
         self.channel = Channel.MESSAGES
         self.host = ""
         self.has_greeted = False
-        self._encrypting: asyncio.Task[None] | None = None
-        self._early = b""
         self._proving: asyncio.Task[None] | None = None
         self._owner = owner
+        self._handshake = handshake
         self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -92,47 +94,16 @@ class InboundConnection(asyncio.Protocol):
         """Begin the handshake."""
         self._transport = cast("asyncio.Transport", transport)
         self.host = str((transport.get_extra_info("peername") or ("",))[0])
+        if self._handshake is not None:
+            self._owner.arrivals.discard(self._handshake)
         if not self._owner.admit(self):
             self.abort()
             return
         _configure_socket(transport)
-        self._restart_deadline()
-        if self._owner.tls is not None:
-            self._transport.pause_reading()
-            self._transport.set_protocol(_Unencrypted(self))
-            self._encrypting = asyncio.get_running_loop().create_task(self._encrypt(self._owner.tls.accepting))
-
-    def _restart_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self.abort)
-
-    async def _encrypt(self, context: ssl.SSLContext) -> None:
-        assert self._transport is not None
-        encrypted: asyncio.Transport | None = None
-        try:
-            encrypted = await asyncio.get_running_loop().start_tls(
-                self._transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS
-            )
-        except Exception as error:  # noqa: BLE001 - whatever a stranger makes of TLS, it must not end the node
-            logger.debug("no TLS with %s: %r", self.host, error)
-        self._encrypting = None
-        if encrypted is None:
-            self.abort()
-            self.connection_lost(None)
-            return
-        self._transport = encrypted
-        self._restart_deadline()
-        early, self._early = self._early, b""
-        if early:
-            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         """Take what has arrived."""
-        if self._encrypting is not None:
-            # It came with the end of the TLS handshake, of which the task has not been notified yet.
-            self._early += data
-            return
         try:
             for payload in self._reader.feed(data):
                 if self.peer is not None:
@@ -148,9 +119,8 @@ class InboundConnection(asyncio.Protocol):
         """Take note of the end."""
         if self._deadline is not None:
             self._deadline.cancel()
-        for task in (self._encrypting, self._proving):
-            if task is not None:
-                task.cancel()
+        if self._proving is not None:
+            self._proving.cancel()
         self._owner.forget(self)
 
     def set_reading(self, *, is_reading: bool) -> None:
@@ -243,19 +213,67 @@ class InboundConnection(asyncio.Protocol):
         self._transport.close()
 
 
-class _Unencrypted(asyncio.Protocol):
-    """The protocol of an accepted connection until TLS begins on it: what comes then must never count as encrypted."""
+class TlsHandshake(asyncio.Protocol):
+    """An accepted connection whose TLS handshake is under way: it counts as unverified, and can give way.
 
-    def __init__(self, connection: InboundConnection) -> None:
-        self._connection = connection
+    An event loop that accepts with TLS neither bounds these connections nor reports them. So the connection is accepted
+    without TLS, and given back to the loop as a socket. Nothing is read from it before that, so that nothing which was
+    sent before the handshake can count as encrypted.
 
-    def data_received(self, _data: bytes) -> None:
-        """Close the connection: it is not read yet, so nothing can come."""
-        self._connection.abort()
+    Attributes:
+        host: The address that it comes from.
+        has_greeted: Whether it has said hello: not yet.
+    """
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """Pass it on."""
-        self._connection.connection_lost(error)
+    has_greeted = False
+
+    def __init__(self, owner: Transport, context: ssl.SSLContext) -> None:
+        self.host = ""
+        self._owner = owner
+        self._context = context
+        self._socket: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        accepted = cast("asyncio.Transport", transport)
+        self.host = str((accepted.get_extra_info("peername") or ("",))[0])
+        try:
+            self._socket = socket.socket(fileno=os.dup(accepted.get_extra_info("socket").fileno()))
+        except OSError as error:
+            # No more files can be open, or the connection is gone.
+            logger.debug("no TLS with %s: %s", self.host, error)
+            return
+        finally:
+            accepted.abort()
+        if not self._owner.admit(self):
+            self._socket.close()
+            return
+        self._task = asyncio.get_running_loop().create_task(self._encrypt())
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _encrypt(self) -> None:
+        assert self._socket is not None
+        # It belongs to the event loop from here on.
+        accepted, self._socket = self._socket, None
+        accepted.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._become, accepted, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a stranger makes of TLS, it must not end the node
+            logger.debug("no TLS with %s: %r", self.host, error)
+        finally:
+            self._owner.arrivals.discard(self)
+
+    def _become(self) -> InboundConnection:
+        return InboundConnection(self._owner, self)
 
 
 class OutboundConnection(asyncio.Protocol):

@@ -22,7 +22,7 @@ from raftkv.consensus.messages import Message, SnapshotChunk, UnknownMessage, de
 from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
 from raftkv.runtime.arrivals import Arrivals, PeerWarnings
-from raftkv.runtime.connections import InboundConnection, Link
+from raftkv.runtime.connections import InboundConnection, Link, TlsHandshake
 from raftkv.runtime.framing import (
     BadFrame,
     Channel,
@@ -229,7 +229,7 @@ class Transport:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: InboundConnection(self),
+                self._accept_connection,
                 host,
                 port,
             )
@@ -241,6 +241,9 @@ class Transport:
             link.start()
         bound: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return bound
+
+    def _accept_connection(self) -> asyncio.Protocol:
+        return InboundConnection(self) if self.tls is None else TlsHandshake(self, self.tls.accepting)
 
     async def stop(self) -> None:
         """Close everything; nothing is delivered after this."""
@@ -466,7 +469,7 @@ class Transport:
         guest = self._guests.get(peer)
         return self._is_member(peer, member_id) or (guest is not None and guest.member_id == member_id)
 
-    def admit(self, connection: InboundConnection) -> bool:
+    def admit(self, connection: InboundConnection | TlsHandshake) -> bool:
         """Take note of a new connection; return whether it may stay."""
         if not self._stopped:
             self.arrivals.add(connection)

@@ -9,6 +9,7 @@ import ssl
 
 import msgpack
 import pytest
+import uvloop
 
 from raftkv.consensus.messages import AppendEntries, ReadIndexRequest, ReadPing, SnapshotChunk, Vote, encode
 from raftkv.errors import ConfigurationError
@@ -454,6 +455,38 @@ async def test_hello_that_comes_with_the_end_of_the_tls_handshake_is_heard(tmp_p
     assert isinstance(decode_handshake(received[4:]), Welcome)
     await close(writer)
     await a.transport.stop()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_members_that_dial_at_the_same_time_all_get_through_tls(run, tmp_path):
+    """Their first bytes have come before the acceptor's tasks run. Nodes run on uvloop, and other tests do not."""
+    tls = mutual_tls(tmp_path)
+
+    async def dial(port: int) -> object:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls.dialling)
+        writer.write(hello(token="", peer_address="127.0.0.1:1"))
+        answer = await read_handshake(reader)
+        await close(writer)
+        return answer
+
+    async def dial_all() -> None:
+        (port,) = ports(1)
+        a = Member("a", port, {"b": 1}, tls=tls)
+        await a.start()
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(dial(port) for _ in range(20)))
+            assert all(isinstance(answer, Welcome) for answer in answers), answers
+            silent = [await connect(port) for _ in range(200)]
+            assert await closed_of(silent) >= 200 - arrivals.MAX_ARRIVALS
+            assert isinstance(await dial(port), Welcome)
+            await a.transport.stop()
+            for reader, _writer in silent:
+                await wait_closed(reader)
+        await close(*(writer for _reader, writer in silent))
+        assert a.fatal.empty()
+        assert len(a.transport.arrivals) == 0
+
+    run(dial_all())
 
 
 async def test_who_is_not_at_the_members_address_is_not_heard_and_changes_nothing(pair):
