@@ -21,8 +21,8 @@ from typing import Protocol
 from raftkv.consensus.messages import Message, SnapshotChunk, UnknownMessage, decode, encode
 from raftkv.errors import ConfigurationError
 from raftkv.membership import ClusterMember, MemberId
-from raftkv.runtime.arrivals import Arrivals, PeerWarnings
-from raftkv.runtime.connections import InboundConnection, Link, TlsHandshake
+from raftkv.runtime.arrivals import Arrival, Arrivals, PeerWarnings
+from raftkv.runtime.connections import InboundConnection, Link
 from raftkv.runtime.framing import (
     BadFrame,
     Channel,
@@ -41,6 +41,7 @@ from raftkv.runtime.framing import (
 )
 from raftkv.runtime.peer_proof import FindMembers, PeerProof
 from raftkv.runtime.promises import Promises
+from raftkv.runtime.tls_handshake import TlsHandshake
 from raftkv.types import ClusterId, NodeId
 from raftkv.versions import OWN_VERSIONS, AnnouncedVersions
 
@@ -243,7 +244,9 @@ class Transport:
         return bound
 
     def _accept_connection(self) -> asyncio.Protocol:
-        return InboundConnection(self) if self.tls is None else TlsHandshake(self, self.tls.accepting)
+        if self.tls is None:
+            return InboundConnection(self)
+        return TlsHandshake(self, self.tls.accepting, lambda handshake: InboundConnection(self, handshake))
 
     async def stop(self) -> None:
         """Close everything; nothing is delivered after this."""
@@ -469,7 +472,7 @@ class Transport:
         guest = self._guests.get(peer)
         return self._is_member(peer, member_id) or (guest is not None and guest.member_id == member_id)
 
-    def admit(self, connection: InboundConnection | TlsHandshake) -> bool:
+    def admit(self, connection: Arrival) -> bool:
         """Take note of a new connection; return whether it may stay."""
         if not self._stopped:
             self.arrivals.add(connection)
