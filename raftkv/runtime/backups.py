@@ -177,7 +177,8 @@ class Backups:
                 raise Overloaded(f"{MAX_COPIES} older backups are still being read from this node")
             self._made += 1
             name = f"{self._made}.partial"
-            copying = asyncio.ensure_future(asyncio.to_thread(self._copy, name))
+            # The size is asked for here: in a thread, that could meet the growth of the store's map.
+            copying = asyncio.ensure_future(asyncio.to_thread(self._copy, name, self._machine.used_bytes))
             try:
                 manifest = await asyncio.shield(copying)
             except BaseException as error:
@@ -208,8 +209,8 @@ class Backups:
         await asyncio.wait([copying])
         await asyncio.to_thread(self._remove, name)
 
-    def _copy(self, name: str) -> SnapshotManifest:
-        with self._room.holding(self._machine.used_bytes):
+    def _copy(self, name: str, size: int) -> SnapshotManifest:
+        with self._room.holding(size):
             copy = self._machine.copy_to(f"{self._directory.path}/{name}", self._pace)
         return manifest_of_copy(copy)
 

@@ -339,7 +339,8 @@ class SnapshotKeeper:
 
     async def _take(self) -> SnapshotManifest:
         began = self._clock.now()
-        copy = await asyncio.to_thread(self._copy)
+        # The size is asked for here: in a thread, that could meet the growth of the store's map.
+        copy = await asyncio.to_thread(self._copy, self._machine.used_bytes)
         # What it covers is applied, so the journal has the entries since the last snapshot.
         manifest = manifest_of_copy(copy, self._journal.note_history(copy.info.applied_index))
         await asyncio.to_thread(self._adopt, manifest)
@@ -357,10 +358,10 @@ class SnapshotKeeper:
         )
         return manifest
 
-    def _copy(self) -> StoreCopy:
+    def _copy(self, size: int) -> StoreCopy:
         self._catalog.discard_copy()
         try:
-            with self._room.holding(self._machine.used_bytes):
+            with self._room.holding(size):
                 return self._machine.copy_to(self._catalog.copy_path, self._pace)
         except OSError:
             with suppress(OSError):

@@ -174,7 +174,7 @@ class Backend(Protocol):
         ...
 
     def used_bytes(self) -> int:
-        """Return the bytes that the data takes."""
+        """Return the bytes that the data takes; for the thread that calls ``grow`` and ``replace_by`` only."""
         ...
 
     def copy_to(self, path: str, written: Callable[[bytes | memoryview], None]) -> None:

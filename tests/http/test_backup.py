@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import threading
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -15,6 +16,7 @@ from aiohttp import web
 from raftkv.consensus.snapshot import SnapshotManifest
 from raftkv.http import open_ended
 from raftkv.runtime.backups import MAX_COPIES, MAX_READERS, head_of
+from raftkv.store.machine import Machine
 from raftkv.types import Consistency
 from tests.http.native import Node, until
 
@@ -134,6 +136,13 @@ async def test_a_copy_that_would_take_the_reserve_of_the_disk_is_refused(node, m
     assert "are needed" in problem
     assert problem.startswith("backup-failed: ")
     assert node.log.copies.names() == []
+
+
+async def test_size_of_the_store_is_asked_for_in_the_thread_of_its_transactions(node, monkeypatch):
+    threads = set[int]()
+    monkeypatch.setattr(Machine, "used_bytes", property(lambda _machine: threads.add(threading.get_ident()) or 1))
+    async with node.log.backups.take(Consistency.STALE):
+        assert threads == {threading.get_ident()}
 
 
 async def test_the_gateway_streams_blobs_and_their_digest(node):

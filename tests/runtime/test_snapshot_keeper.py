@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -175,6 +176,14 @@ async def test_no_snapshot_is_taken_or_received_while_the_disk_is_nearly_full():
     receiver.core.disk_room = DiskRoom.ENOUGH
     receiver.keeper.receive_chunk(A, sender.chunks()[0])
     assert len(receiver.sent) == 1
+
+
+async def test_size_of_the_store_is_asked_for_in_the_thread_of_its_transactions(monkeypatch):
+    """In another one it would end the node when the map grows meanwhile, or is replaced."""
+    node, threads = Node(entries=5), set[int]()
+    monkeypatch.setattr(Machine, "used_bytes", property(lambda _machine: threads.add(threading.get_ident()) or 1))
+    await node.keeper.take_now()
+    assert threads == {threading.get_ident()}
 
 
 async def test_snapshot_that_would_take_the_reserve_is_refused(monkeypatch):
