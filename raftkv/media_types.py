@@ -13,8 +13,10 @@ The store's records have one byte for its length.
 _NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]"
 _QUOTED = r'"(?:[\t !#-\[\]-~]|\\[\t -~])*"'
 # Possessive, since blanks between two semicolons could be told apart in many ways.
+# No blanks at the end: in a header they are not part of the value, so a reader would get another text.
 _MEDIA_TYPE = re.compile(
-    rf"({_NAME}{{1,127}})/({_NAME}{{1,127}})(?:[ \t]*+;[ \t]*+(?:{_NAME}+=(?:{_NAME}+|{_QUOTED}))?+)*+", re.ASCII
+    rf"({_NAME}{{1,127}})/({_NAME}{{1,127}})(?:[ \t]*+;[ \t]*+(?:{_NAME}+=(?:{_NAME}+|{_QUOTED}))?+)*+(?<![ \t])",
+    re.ASCII,
 )
 
 

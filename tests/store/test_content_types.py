@@ -208,6 +208,8 @@ def test_media_types_of_rfc_9110_are_taken(text):
                 *("text", "/", "a/", "/b", "a/b/c", "a b/c", "a/b c", "a/b, c/d", "a/b; c", "a/b; c=", "a/b; =c"),
                 *('a/b; c="open', 'a/b; c="\x00"', "a/b\n", "a/b\r\nX: y", "a/é", "a/b; c=é", " a/b", "a/b; c = d"),
                 *("a/" + "b" * 128, "a/b" + "; " * 100 + "=", "a/b" + ";  " * 80 + "x"),
+                # Blanks at the end do not outlive the way through a header.
+                *("a/b; ", "a/b;\t", "a/b; c=d ; "),
             )
         ),
         ("*/*", "must be one media type, not the range of types"),
