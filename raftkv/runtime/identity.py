@@ -122,7 +122,7 @@ def load_or_create(directory: Directory, name: NodeId, members: tuple[Member, ..
         raise ForeignData(
             f"{directory.path} belongs to cluster {identity.cluster_id} with the members "
             f"{listing_of(identity.members)}; "
-            "the initial cluster given now is another one"
+            f"the initial cluster given now is {listing_of(members)}. It may be left out once there is data"
         )
     return identity
 
