@@ -29,6 +29,7 @@ _SENTENCES_OF_500 = ("election: ", '"leader" field must be provided', "etcdserve
 
 _STREAM = re.compile(r"/+(v1/watch|v3(alpha|beta)?/(watch|lease/keepalive))(\?.*)?")
 _MAY_WAIT = ("lock/lock", "election/campaign", "/v1/locks/l", "elections/e")
+_WAITS_FOR_CHANGE = re.compile(r"/v1/kv/.*[?&]index=")
 _SHOWN = 600
 
 _FIELDS = [
@@ -169,7 +170,7 @@ class HostileClient:
             async with asyncio.timeout(ANSWER_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
         except TimeoutError:
-            if is_incomplete or path.partition("?")[0].endswith(_MAY_WAIT):
+            if is_incomplete or path.partition("?")[0].endswith(_MAY_WAIT) or _WAITS_FOR_CHANGE.search(path):
                 raise ConnectionResetError from None
             raise Finding(f"{target.name} does not answer within {ANSWER_SECONDS:g} s: {data[:_SHOWN]!r}") from None
         except asyncio.LimitOverrunError:
