@@ -22,7 +22,10 @@ _MAX_OF_SOURCE = 2
 """Of these for one address."""
 
 RESULT_SECONDS = 2.0
-"""For which a result is used again."""
+"""For which a result without an address is used again."""
+
+FOUND_SECONDS = 10.0
+"""For which addresses are used again: a search that takes longer than a handshake may ends in the next handshake."""
 
 _MAX_RESULTS = 256
 
@@ -143,7 +146,8 @@ class Vouching:
         try:
             addresses = await self._ask_members(*peer)
             self._results.pop(peer, None)
-            self._results[peer] = _Result(addresses, asyncio.get_running_loop().time() + RESULT_SECONDS)
+            seconds = FOUND_SECONDS if addresses else RESULT_SECONDS
+            self._results[peer] = _Result(addresses, asyncio.get_running_loop().time() + seconds)
             if len(self._results) > _MAX_RESULTS:
                 del self._results[next(iter(self._results))]
             return addresses

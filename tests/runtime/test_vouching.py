@@ -55,7 +55,7 @@ async def test_connections_of_one_peer_share_an_exchange_and_its_result(monkeypa
     assert await asking(shared, "b", MEMBER, is_known=is_known) == ["b:2380"]
     assert members.asked == ["b"]
     shared._results.clear()
-    monkeypatch.setattr(vouching, "RESULT_SECONDS", 0.0)
+    monkeypatch.setattr(vouching, "FOUND_SECONDS", 0.0)
     await asking(shared, "b", MEMBER, is_known=is_known)
     await asking(shared, "b", MEMBER, is_known=is_known)
     assert members.asked == ["b"] * 3
