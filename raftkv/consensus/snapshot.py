@@ -255,8 +255,8 @@ class SnapshotCatalog:
 
         Neither data nor manifest need be durable: what a power loss took, or mixed up, fails the check at the end.
         """
-        if self._incoming() == manifest:
-            size = min(self._directory.size(_INCOMING_NAME), manifest.size)
+        size = self.make_way_for(manifest)
+        if size:
             return SnapshotReceiver(manifest, self._directory.open_append(_INCOMING_NAME, size), size)
         self._discard_incoming()
         file = self._directory.create(_INCOMING_MANIFEST_NAME)
@@ -265,6 +265,13 @@ class SnapshotCatalog:
         finally:
             file.close()
         return SnapshotReceiver(manifest, self._directory.create(_INCOMING_NAME))
+
+    def make_way_for(self, manifest: SnapshotManifest) -> int:
+        """Remove what has arrived in part, unless it is of this snapshot; return how many bytes are there then."""
+        if self._incoming() == manifest:
+            return min(self._directory.size(_INCOMING_NAME), manifest.size)
+        self._discard_incoming()
+        return 0
 
     def _incoming(self) -> SnapshotManifest | None:
         """Return the manifest of what has arrived in part, None when there is nothing to go on with."""

@@ -1,4 +1,4 @@
-"""Room on the data disk for copies of the store: no copy may take what the journal and votes need."""
+"""Room on the data disk for copies of stores: none may take what the journal and votes need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 
 class CopyRoom:
-    """Lets a copy begin when the disk has room for it; to be used by several threads.
+    """Lets a copy begin when the disk has room for it: one that is made, or one that is received.
+
+    Several threads may use it.
 
     Args:
         free_bytes: Returns the free bytes of the disk.
@@ -24,7 +26,15 @@ class CopyRoom:
 
     @contextmanager
     def holding(self, size: int) -> Iterator[None]:
-        """Keep room for a copy while it is made.
+        """Keep room for a copy for the length of the context; see ``take``."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give_back(size)
+
+    def take(self, size: int) -> None:
+        """Keep room for a copy, until it is given back.
 
         What is written already of other copies counts twice: as used, and as still to come.
 
@@ -40,8 +50,8 @@ class CopyRoom:
                 text = f"about {needed} bytes and a reserve of {self._reserved_bytes} are needed, {free} are free"
                 raise OSError(errno.ENOSPC, text)
             self._under_way += size
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._under_way -= size
+
+    def give_back(self, size: int) -> None:
+        """Give room back: the copy is complete, or given up."""
+        with self._lock:
+            self._under_way -= size

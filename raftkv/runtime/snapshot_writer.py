@@ -38,7 +38,7 @@ class SnapshotWriter:
 
     Args:
         manifest: What is received.
-        start: Opens the file; called by the worker.
+        start: Opens the file; called by the worker. None when the disk has no room for it; the writer is closed then.
         worker: Does what waits for the disk.
         answer: Called with a chunk, its sender, and the offset up to which everything is written.
         changed: Called when the file was opened, and when it was closed.
@@ -46,12 +46,13 @@ class SnapshotWriter:
 
     Attributes:
         closed: Set when the file is closed.
+        lacks_room: Whether the disk had no room for the file.
     """
 
     def __init__(
         self,
         manifest: SnapshotManifest,
-        start: Callable[[], SnapshotReceiver],
+        start: Callable[[], SnapshotReceiver | None],
         worker: Worker,
         answer: Callable[[NodeId, SnapshotChunk, int], None],
         changed: Callable[[], None],
@@ -59,6 +60,7 @@ class SnapshotWriter:
     ) -> None:
         self.manifest = manifest
         self.closed = asyncio.Event()
+        self.lacks_room = False
         self._start = start
         self._worker = worker
         self._answer = answer
@@ -157,7 +159,11 @@ class SnapshotWriter:
 
         self._worker.submit(work, take, fail)
 
-    def _take_opened(self, receiver: SnapshotReceiver) -> None:
+    def _take_opened(self, receiver: SnapshotReceiver | None) -> None:
+        if receiver is None:
+            self._is_closing = self.lacks_room = True
+            self._take_closed(None)
+            return
         self._receiver = receiver
         self._written = receiver.next_offset
         self._go_on()

@@ -148,6 +148,8 @@ class SnapshotKeeper:
         self._is_stopped = False
         self._contradicted: SnapshotManifest | None = None
         self._pace = Pace(policy.copy_bytes_per_second)
+        self._receiving_bytes = 0
+        self._without_room: SnapshotManifest | None = None
 
     @property
     def newest(self) -> SnapshotManifest | None:
@@ -223,7 +225,8 @@ class SnapshotKeeper:
             return
         incoming = self._incoming_for(peer, manifest)
         if incoming is None:
-            self._postponed = (peer, chunk)
+            # Without one under way it was refused.
+            self._postponed = (peer, chunk) if self._incoming is not None else None
         elif not incoming.take(peer, chunk):
             # It is answered when it is written.
             return
@@ -406,7 +409,7 @@ class SnapshotKeeper:
         if self._incoming is None:
             self._incoming = SnapshotWriter(
                 manifest,
-                partial(self._catalog.start_receiving, manifest),
+                partial(self._start_receiving, manifest),
                 self._worker,
                 self._answer,
                 self._note_file,
@@ -418,9 +421,37 @@ class SnapshotKeeper:
 
     def _note_file(self) -> None:
         """The file of what is received was opened or closed."""
-        if self._incoming is not None and self._incoming.closed.is_set():
+        incoming = self._incoming
+        if incoming is not None and incoming.closed.is_set():
             self._incoming = None
+            self._give_room_back()
+            if incoming.lacks_room:
+                # The leader repeats the chunk; until then the disk may have room.
+                self._postponed = None
         self._take_postponed()
+
+    def _start_receiving(self, manifest: SnapshotManifest) -> SnapshotReceiver | None:
+        """Open the file of a snapshot that arrives; None when the disk has no room for it. Waits for the disk."""
+        received = self._catalog.make_way_for(manifest)
+        # The store becomes a copy of it: both are there for a moment.
+        size = 2 * manifest.size - received
+        try:
+            self._room.take(size)
+        except OSError as error:
+            if self._without_room != manifest:
+                self._without_room = manifest
+                logger.warning("the snapshot at index %d cannot be received: %s", manifest.index, error)
+            return None
+        self._receiving_bytes = size
+        try:
+            return self._catalog.start_receiving(manifest)
+        except OSError:
+            self._give_room_back()
+            raise
+
+    def _give_room_back(self) -> None:
+        size, self._receiving_bytes = self._receiving_bytes, 0
+        self._room.give_back(size)
 
     def _fail_receiving(self, error: Exception) -> None:
         self._is_stopped = True
@@ -440,6 +471,13 @@ class SnapshotKeeper:
     async def _install(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:
         manifest = receiver.manifest
         self._installing = (manifest.index, manifest.term)
+        try:
+            await self._install_received(peer, chunk, receiver)
+        finally:
+            self._give_room_back()
+
+    async def _install_received(self, peer: NodeId, chunk: SnapshotChunk, receiver: SnapshotReceiver) -> None:
+        manifest = receiver.manifest
         try:
             await asyncio.to_thread(self._catalog.adopt_received, receiver)
             staged = await asyncio.to_thread(self._machine.stage, self._catalog.path(manifest))

@@ -194,6 +194,25 @@ async def test_snapshot_that_would_take_the_reserve_is_refused(monkeypatch):
     assert node.failures == []
 
 
+async def test_snapshot_that_the_disk_has_no_room_for_is_not_received(caplog):
+    sender = await sending_node()
+    receiver = Node(entries=0)
+    chunk = sender.chunks()[0]
+    size = sender.keeper.newest.size
+    receiver.disk.capacity = receiver.disk.used() + 2 * size - 1
+    for _ in range(3):
+        receiver.keeper.receive_chunk(A, chunk)
+    assert receiver.sent == [], "the leader repeats what is not acknowledged"
+    assert receiver.failures == []
+    (warning,) = [record.getMessage() for record in caplog.records if "cannot be received" in record.message]
+    assert f"about {2 * size} bytes and a reserve of 0 are needed, {2 * size - 1} are free" in warning
+    receiver.disk.capacity += 1
+    receiver.keeper.receive_chunk(A, chunk)
+    assert len(receiver.sent) == 1
+    await receiver.keeper.stop()
+    assert receiver.keeper._room._under_way == 0
+
+
 async def test_a_snapshot_that_is_asked_for_is_taken_though_none_is_due():
     node = Node(entries=5)
     assert node.keeper.newest is None
@@ -532,8 +551,10 @@ async def test_snapshot_that_contradicts_what_was_committed_meanwhile_is_removed
 
 async def test_a_whole_transfer_installs_the_snapshot_once():
     leader, follower = await sending_node(), Node(entries=0)
+    size = leader.keeper.newest.size
     while (chunk := leader.chunks()[-1]) and follower.core.commit_index < chunk.index:
         follower.keeper.receive_chunk(A, chunk)
+        assert follower.keeper._room._under_way == 2 * size, "for the copy, and for the store that it becomes"
         if follower.keeper._work is not None:
             await follower.keeper._work
         _peer, acknowledgement = follower.sent.pop()
@@ -541,6 +562,7 @@ async def test_a_whole_transfer_installs_the_snapshot_once():
         if acknowledgement.next_offset == leader.keeper.newest.size:
             break
     assert follower.installed == [41]
+    assert follower.keeper._room._under_way == 0
     assert follower.machine.state_hash() == leader.machine.state_hash()
     follower.core.commit_index = Index(41)
     follower.keeper.receive_chunk(A, leader.chunks()[0])

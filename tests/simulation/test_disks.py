@@ -13,6 +13,7 @@ from raftkv.consensus.guard import ALL_GUARDS, Guards
 from raftkv.errors import RaftkvError
 from raftkv.runtime.copy_room import CopyRoom
 from raftkv.runtime.replica import Replica
+from raftkv.runtime.snapshots import SnapshotKeeper
 from raftkv.runtime.store_sync import StoreSync
 from tests.simulation.catch_up import ExhaustedFollower
 from tests.simulation.node import PagedBackend
@@ -134,6 +135,20 @@ def test_backups_leave_a_reserve_on_disks_that_are_nearly_full():
 def test_backups_that_take_the_last_room_end_nodes(monkeypatch):
     monkeypatch.setattr(CopyRoom, "holding", lambda _self, _size: contextlib.nullcontext())
     assert "No space left on device" in str(run_plan(BACKED_UP).violation)
+
+
+RECEIVED = Plan(12300569, 1, seconds=30.0)
+
+
+def test_snapshots_are_not_received_without_room():
+    assert run_plan(RECEIVED).violation is None
+
+
+def test_snapshots_that_are_received_without_room_end_nodes(monkeypatch):
+    monkeypatch.setattr(
+        SnapshotKeeper, "_start_receiving", lambda self, manifest: self._catalog.start_receiving(manifest)
+    )
+    assert "No space left on device" in str(run_plan(RECEIVED).violation)
 
 
 @pytest.mark.parametrize("seed", range(3))
