@@ -226,7 +226,9 @@ class HostileClient:
 
     def _check(self, target: Target, status: int, headers: dict[str, str], body: bytes, data: bytes) -> None:
         document = None
-        if "json" in headers.get("content-type", "") and body:
+        # A value's type is what a client has said of it.
+        is_value = "x-raftkv-content-type" in headers
+        if "json" in headers.get("content-type", "") and body and not is_value:
             try:
                 document = json.loads(body)
             except ValueError:
@@ -240,7 +242,8 @@ class HostileClient:
             return
         if status not in DOCUMENTED or status == 500:
             raise Finding(f"{target.name} answers {status} {body[:300]!r} to {data[:_SHOWN]!r}")
-        is_problem = headers.get("content-type") == "application/problem+json" and not data.startswith(b"HEAD ")
+        has_body = not data.startswith(b"HEAD ")
+        is_problem = headers.get("content-type") == "application/problem+json" and has_body and not is_value
         if is_problem and (not isinstance(document, dict) or document.get("applied") not in ("no", "yes", "unknown")):
             raise Finding(f"{target.name} answers with no problem document: {body[:300]!r} to {data[:_SHOWN]!r}")
 
