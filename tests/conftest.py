@@ -16,9 +16,9 @@ from tests.process.cluster import LOGS
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect those of the tests marked ``sampled`` that are not for today.
 
-    All run with ``RAFTKV_TEST_ALL=1``, as in ``make soak``, and a test that is named on the command line runs always.
+    All run with ``ALL_TESTS=1``, as in ``make soak``, and a test that is named on the command line runs always.
     """
-    if os.environ.get("RAFTKV_TEST_ALL") == "1" or any("::" in argument for argument in config.args):
+    if os.environ.get("ALL_TESTS") == "1" or any("::" in argument for argument in config.args):
         return
     today = datetime.now(UTC).toordinal()
     others = [item for item in items if not _is_for(today, item)]

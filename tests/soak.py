@@ -63,12 +63,12 @@ def main() -> int:
     fuzzing = subprocess.Popen([sys.executable, "-m", "tests.fuzz", "--seconds", str(60 * arguments.minutes)])
     while (left := end - time.monotonic()) > 0:
         failed += _simulate(tally, min(_SLICE_MINUTES, max(0.1, left / 60)))
-        failed += _run_tests(tally, "kills", _KILLS, "tests/process/test_kills.py", "RAFTKV_TEST_KILLS")
+        failed += _run_tests(tally, "kills", _KILLS, "tests/process/test_kills.py", "TEST_KILLS")
         chaos = "tests/process/test_chaos.py::test_a_cluster_keeps_its_promises_under_every_fault"
-        failed += _run_tests(tally, "seconds of chaos", _CHAOS_SECONDS, chaos, "RAFTKV_TEST_CHAOS_SECONDS")
+        failed += _run_tests(tally, "seconds of chaos", _CHAOS_SECONDS, chaos, "TEST_CHAOS_SECONDS")
         crash_points = "tests/process/test_crash_points.py"
-        failed += _run_tests(tally, "times every crash point", 1, crash_points, "RAFTKV_TEST_CRASH_STRIDE")
-        failed += _run_tests(tally, "times every test of the simulation", 1, "tests/simulation", "RAFTKV_TEST_ALL")
+        failed += _run_tests(tally, "times every crash point", 1, crash_points, "TEST_CRASH_STRIDE")
+        failed += _run_tests(tally, "times every test of the simulation", 1, "tests/simulation", "ALL_TESTS")
         print(f"so far: {tally}", flush=True)
     has_findings = fuzzing.wait() != 0
     tally.add({"seconds of fuzzing": 60 * arguments.minutes, "failures in seconds of fuzzing": int(has_findings)})

@@ -12,14 +12,14 @@ import pytest
 from tests.etcd.concurrent_differential import Answer, Client, Difference, RangeRequests, compare
 from tests.etcd.peers import needs_etcd
 
-REQUESTS = int(os.environ.get("RAFTKV_TEST_REQUESTS", "1500"))
+REQUESTS = int(os.environ.get("TEST_REQUESTS", "1500"))
 
 
 @pytest.mark.process
 @needs_etcd
 def test_concurrent_clients_are_answered_as_by_etcd(tmp_path):
-    seed = int(os.environ.get("RAFTKV_TEST_SEED", random.SystemRandom().getrandbits(32)))
-    print(f"RAFTKV_TEST_SEED={seed}")
+    seed = int(os.environ.get("TEST_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"TEST_SEED={seed}")
     found = compare(tmp_path, seed, clients=32, requests=REQUESTS, nodes=3)
     assert not found.differences, "\n".join(found.differences)
     assert found.requests >= REQUESTS * 0.9

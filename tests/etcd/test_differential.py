@@ -10,14 +10,14 @@ import pytest
 from tests.etcd.peers import EtcdProcess, RaftkvProcess, ask, needs_etcd
 from tests.etcd.requests import Requests, b64, normal
 
-REQUESTS = int(os.environ.get("RAFTKV_TEST_REQUESTS", "5000"))
+REQUESTS = int(os.environ.get("TEST_REQUESTS", "5000"))
 
 pytestmark = [pytest.mark.process, needs_etcd]
 
 
 def test_random_requests_are_answered_as_by_etcd(tmp_path):
-    seed = int(os.environ.get("RAFTKV_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
-    print(f"RAFTKV_TEST_SEED={seed}")
+    seed = int(os.environ.get("TEST_SEED", str(random.SystemRandom().randrange(10**6))))
+    print(f"TEST_SEED={seed}")
     requests = Requests(seed)
     differences = []
     with EtcdProcess(tmp_path) as etcd, RaftkvProcess(tmp_path) as raftkv:

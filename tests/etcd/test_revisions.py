@@ -20,8 +20,8 @@ pytestmark = pytest.mark.process
 
 
 def seed() -> int:
-    chosen = int(os.environ.get("RAFTKV_TEST_SEED", random.SystemRandom().getrandbits(32)))
-    print(f"RAFTKV_TEST_SEED={chosen}")
+    chosen = int(os.environ.get("TEST_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"TEST_SEED={chosen}")
     return chosen
 
 

@@ -33,8 +33,8 @@ Seen = tuple[int, str, bytes, bytes, bytes | None]
 
 
 def seed() -> int:
-    chosen = int(os.environ.get("RAFTKV_TEST_SEED", random.SystemRandom().getrandbits(32)))
-    print(f"RAFTKV_TEST_SEED={chosen}")
+    chosen = int(os.environ.get("TEST_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"TEST_SEED={chosen}")
     return chosen
 
 

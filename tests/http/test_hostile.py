@@ -17,7 +17,7 @@ from tests.http.http_fakes import FakeClusterService
 from tests.http.http_store import InstantLog, services_of
 from tests.http.native import SECONDS, Node, until
 
-REQUESTS = int(os.environ.get("RAFTKV_TEST_REQUESTS", "3000"))
+REQUESTS = int(os.environ.get("TEST_REQUESTS", "3000"))
 
 NATIVE = ["/v1/txn", "/v1/compaction", "/v1/leases", "/v1/locks/l", "/v1/elections/e"]
 GATEWAY = [
@@ -38,8 +38,8 @@ STATUSES = {200, 201, 400, 404, 409, 410, 412, 413, 422, 429, 501}
 
 
 async def test_random_bodies_are_answered_and_never_with_a_traceback(caplog):
-    seed = int(os.environ.get("RAFTKV_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
-    print(f"RAFTKV_TEST_SEED={seed}")
+    seed = int(os.environ.get("TEST_SEED", str(random.SystemRandom().randrange(10**6))))
+    print(f"TEST_SEED={seed}")
     rng = random.Random(seed)
     bodies = Bodies(rng, NAMES, Made())
     async with Node() as node:

@@ -18,7 +18,7 @@ from raftkv.dev.links import Conditions
 from raftkv.types import NodeId
 from tests.process.dev import RAFTKV, DevCluster
 
-SECONDS = float(os.environ.get("RAFTKV_TEST_CHAOS_SECONDS", "60"))
+SECONDS = float(os.environ.get("TEST_CHAOS_SECONDS", "60"))
 
 pytestmark = pytest.mark.process
 

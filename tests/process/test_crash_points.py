@@ -2,7 +2,7 @@
 
 Each round ends a node at the next touch of its disk, and starts it again: it must come back by itself, with everything
 that was acknowledged, until a round passes in which the whole thing was done before the chosen step. By day every n-th
-step is taken (``RAFTKV_TEST_CRASH_STRIDE``, 1 for all), from another one on each day.
+step is taken (``TEST_CRASH_STRIDE``, 1 for all), from another one on each day.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.process.cluster import READY_SECONDS, NodeProcess, ProcessCluster
 
 pytestmark = pytest.mark.process
 
-STRIDE = int(os.environ.get("RAFTKV_TEST_CRASH_STRIDE", "8"))
+STRIDE = int(os.environ.get("TEST_CRASH_STRIDE", "8"))
 MOST_STEPS = 2000
 
 

@@ -10,13 +10,13 @@ import pytest
 
 pytestmark = pytest.mark.process
 
-SECONDS = int(os.environ.get("RAFTKV_TEST_FUZZ_SECONDS", "60"))
+SECONDS = int(os.environ.get("TEST_FUZZ_SECONDS", "60"))
 
 
 def test_strangers_and_hostile_clients_find_nothing():
     command = [sys.executable, "-m", "tests.fuzz", "--seconds", str(SECONDS)]
-    if "RAFTKV_TEST_SEED" in os.environ:
-        command += ["--seed", os.environ["RAFTKV_TEST_SEED"]]
+    if "TEST_SEED" in os.environ:
+        command += ["--seed", os.environ["TEST_SEED"]]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 240, check=False)
     print(result.stdout)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]

@@ -14,7 +14,7 @@ from raftkv.errors import NotApplied, UnknownOutcome
 from raftkv.types import Condition, Revision
 from tests.process.cluster import ProcessCluster
 
-KILLS = int(os.environ.get("RAFTKV_TEST_KILLS", "30"))
+KILLS = int(os.environ.get("TEST_KILLS", "30"))
 WRITERS = 8
 # Small enough that snapshots, compaction and catching up happen between the kills.
 SNAPSHOT_FLAG = "--snapshot-journal-bytes=200000"
@@ -65,8 +65,8 @@ class Writer:
 
 
 def test_acknowledged_writes_survive_kills_at_random_moments(tmp_path):
-    seed = int(os.environ.get("RAFTKV_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
-    print(f"RAFTKV_TEST_SEED={seed}")
+    seed = int(os.environ.get("TEST_SEED", str(random.SystemRandom().randrange(10**6))))
+    print(f"TEST_SEED={seed}")
     with ProcessCluster(tmp_path, 3, SNAPSHOT_FLAG) as cluster:
         writers = [Writer(number, seed + number) for number in range(WRITERS)]
         asyncio.run(_write_while_killing(cluster, writers, random.Random(seed)))
