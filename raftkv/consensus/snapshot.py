@@ -146,10 +146,6 @@ class SnapshotCatalog:
         if _COPY_NAME in self._directory.names():
             self._directory.remove(_COPY_NAME)
 
-    def free_bytes(self) -> int:
-        """Return the free bytes of the disk that snapshots are on."""
-        return self._directory.free_bytes()
-
     def path(self, manifest: SnapshotManifest) -> str:
         """Path of a snapshot's data."""
         return f"{self._directory.path}/{manifest.data_name}"
